@@ -1,0 +1,1 @@
+"""The front door: command line, HTTP API, process supervision. Never imports torch."""

@@ -1,0 +1,1 @@
+"""The truth: every request, claim, version, promotion and audit event is a row here."""

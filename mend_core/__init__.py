@@ -1,0 +1,1 @@
+"""The science: models, editors, factors, training, probes and datasets. No database, no HTTP."""

@@ -1,0 +1,1 @@
+"""Reading edit data into one record type."""

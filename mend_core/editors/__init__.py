@@ -1,0 +1,1 @@
+"""Editors: transformations of gradients into edits."""

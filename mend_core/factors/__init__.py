@@ -1,0 +1,1 @@
+"""Factor rows: extraction, exact accumulation, composition, storage and export."""

@@ -1,0 +1,1 @@
+"""Bases: loading, editable matrices, prefix activations."""

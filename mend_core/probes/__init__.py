@@ -1,0 +1,1 @@
+"""Probes, statistics and the gate decision."""

@@ -1,0 +1,1 @@
+"""Metrics: one exporter that reads the ledger at scrape time, rules and dashboards."""

@@ -1,0 +1,1 @@
+"""The hands: Celery workers that turn queued edits into proven versions."""
