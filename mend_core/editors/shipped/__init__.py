@@ -1,0 +1,30 @@
+"""Trained editors that come with the project."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from mend_core.errors import EditorNotFound
+
+
+def shipped_editors() -> tuple[str, ...]:
+    """Names of the editors that come with the project."""
+    return tuple(sorted(p.stem for p in _folder().glob("*.safetensors")))
+
+
+def shipped_editor(name: str) -> Path:
+    """The file of a shipped editor, for example ``smollm2-135m-mend``.
+
+    Raises:
+        EditorNotFound: No shipped editor has this name.
+    """
+    path = _folder() / f"{name}.safetensors"
+    if not path.is_file():
+        known = ", ".join(shipped_editors()) or "none"
+        raise EditorNotFound(f"no shipped editor is called {name!r}; there are: {known}")
+    return path
+
+
+def _folder() -> Path:
+    return Path(str(files(__package__)))
