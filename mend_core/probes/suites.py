@@ -1,0 +1,417 @@
+"""Probe suites: frozen, digest-named sets of regression checks, one JSON object a line.
+
+A suite says what is asked and what would count as unchanged or right; it holds no scores. Its
+identity is the digest of its canonical lines (RFC 8785 JSON, sorted by item id), so the order in
+which items were collected does not matter and a result can always name exactly what was asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Self
+
+import rfc8785
+
+from mend_core.datasets.edit import Edit
+from mend_core.errors import SuiteInvalid
+
+RETAINED_SLICE = "retained"
+"""Slice of edits that earlier versions brought in: they are compared with the parent, not demanded."""
+
+NEIGHBOUR_SLICE = "neighbour"
+"""Slice of the locality prompts that came with an edit: close to the fact, so hardest to keep."""
+
+ANSWER_TOKENS_DEFAULT = 16
+"""Longest free-running answer to a prompt with a known answer, in tokens."""
+
+LOCALITY_TOKENS_DEFAULT = 8
+"""Tokens of the base's own answer that a locality probe compares."""
+
+HEALTH_TOKENS_DEFAULT = 64
+"""Tokens generated to judge repetition and length."""
+
+MAX_NEW_TOKENS_LIMIT = 512
+"""A probe that generates more than this is a benchmark, not a probe."""
+
+TEXT_LIMIT = 100_000
+"""Longest prompt or text of one item, in characters."""
+
+
+class ProbeKind(StrEnum):
+    """What an item asks; the value is the word in files, tables and reports."""
+
+    EDIT = "edit"
+    """An edit's own prompt; the answer must start with the target."""
+    PARAPHRASE = "paraphrase"
+    """Another way to ask the same thing (generality)."""
+    PORTABILITY = "portability"
+    """A prompt whose answer follows from the edit."""
+    LOCALITY = "locality"
+    """A prompt whose answer must stay the base's own."""
+    PROTECTED = "protected"
+    """As locality, with zero tolerance."""
+    CAPABILITY = "capability"
+    """A question with a known answer, compared pairwise with parent and base."""
+    MUST_CONTAIN = "must_contain"
+    """A golden prompt: every one of `expect` occurs in the answer."""
+    MUST_NOT_CONTAIN = "must_not_contain"
+    """A golden prompt: none of `expect` occurs in the answer."""
+    PERPLEXITY = "perplexity"
+    """A text (in `prompt`) on which perplexity and KL drift are measured."""
+    HEALTH = "health"
+    """A prompt for free text, judged by repetition and length."""
+
+
+TARGET_KINDS = frozenset(
+    {ProbeKind.EDIT, ProbeKind.PARAPHRASE, ProbeKind.PORTABILITY, ProbeKind.CAPABILITY}
+)
+"""Kinds with exactly one expected answer."""
+
+UNCHANGED_KINDS = frozenset({ProbeKind.LOCALITY, ProbeKind.PROTECTED})
+"""Kinds scored against the base's own answer; they carry no expected answer."""
+
+GOLDEN_KINDS = frozenset({ProbeKind.MUST_CONTAIN, ProbeKind.MUST_NOT_CONTAIN})
+"""Kinds with one or more strings to find, or not to find, in the answer."""
+
+_EDIT_KINDS = frozenset({ProbeKind.EDIT, ProbeKind.PARAPHRASE, ProbeKind.PORTABILITY})
+
+_DEFAULT_TOKENS: dict[ProbeKind, int] = {
+    ProbeKind.LOCALITY: LOCALITY_TOKENS_DEFAULT,
+    ProbeKind.PROTECTED: LOCALITY_TOKENS_DEFAULT,
+    ProbeKind.HEALTH: HEALTH_TOKENS_DEFAULT,
+    ProbeKind.PERPLEXITY: 0,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeItem:
+    """One check.
+
+    Attributes:
+        id: Unique within a suite; results and flips carry it.
+        kind: What is asked.
+        prompt: Text the model is given; for perplexity the text itself.
+        expect: One answer for kinds with a target; strings for golden kinds; else empty.
+        slice: Name of the group whose regressions are judged together.
+        edit_id: The edit it was built from, if any.
+        never_for_tuning: A canary: no training or threshold may ever look at it.
+        max_new_tokens: Longest free-running answer, in tokens; 0 means the kind's default.
+
+    Raises:
+        SuiteInvalid: A field breaks a rule of the kind.
+    """
+
+    id: str
+    kind: ProbeKind
+    prompt: str
+    expect: tuple[str, ...] = ()
+    slice: str = "all"
+    edit_id: str | None = None
+    never_for_tuning: bool = False
+    max_new_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        """Fill the default length and check the rules of the kind."""
+        if self.max_new_tokens == 0:
+            tokens = _DEFAULT_TOKENS.get(self.kind, ANSWER_TOKENS_DEFAULT)
+            object.__setattr__(self, "max_new_tokens", tokens)
+        problem = self._problem()
+        if problem is not None:
+            raise SuiteInvalid(f"probe item {self.id!r}: {problem}")
+
+    def _problem(self) -> str | None:
+        if not self.id:
+            return "id is empty; give each item a unique name"
+        if not self.prompt.strip():
+            return "prompt is empty"
+        if len(self.prompt) > TEXT_LIMIT:
+            return f"prompt has {len(self.prompt)} characters; the limit is {TEXT_LIMIT}"
+        if not self.slice:
+            return "slice is empty; leave it out for 'all'"
+        if not 0 <= self.max_new_tokens <= MAX_NEW_TOKENS_LIMIT:
+            return f"max_new_tokens must be 0 to {MAX_NEW_TOKENS_LIMIT}"
+        if any(not text.strip() for text in self.expect):
+            return "expect holds an empty string"
+        if self.kind in TARGET_KINDS and len(self.expect) != 1:
+            return f"kind {self.kind.value} needs exactly one answer in expect"
+        if self.kind in GOLDEN_KINDS and not self.expect:
+            return f"kind {self.kind.value} needs at least one string in expect"
+        if self.kind not in TARGET_KINDS | GOLDEN_KINDS and self.expect:
+            return f"kind {self.kind.value} takes no expect"
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The item as JSON-ready values, all fields present."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return values | {"kind": self.kind.value, "expect": list(self.expect)}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        """Read an item; unknown fields, unknown kinds and wrong types are refused.
+
+        Raises:
+            SuiteInvalid: Says which field and what was expected.
+        """
+        values: dict[str, Any] = {}
+        for name, value in record.items():
+            check = _FIELD_TYPES.get(name)
+            if check is None:
+                known = ", ".join(sorted(_FIELD_TYPES))
+                raise SuiteInvalid(f"unknown field {name!r}; known fields: {known}")
+            # bool is an int in Python; a length of `true` is a mistake, not 1.
+            if not isinstance(value, check) or (check is int and isinstance(value, bool)):
+                raise SuiteInvalid(f"field {name!r}: got {type(value).__name__}")
+            values[name] = value
+        missing = [name for name in ("id", "kind", "prompt") if name not in values]
+        if missing:
+            raise SuiteInvalid(f"field {missing[0]!r} is missing")
+        try:
+            values["kind"] = ProbeKind(values["kind"])
+        except ValueError:
+            known = ", ".join(kind.value for kind in ProbeKind)
+            raise SuiteInvalid(
+                f"field 'kind': unknown kind {values['kind']!r}; known kinds: {known}"
+            ) from None
+        expect = values.get("expect", [])
+        if not all(isinstance(text, str) for text in expect):
+            raise SuiteInvalid("field 'expect': must be a list of strings")
+        return cls(**(values | {"expect": tuple(expect)}))
+
+
+_FIELD_TYPES: dict[str, Any] = {
+    "id": str,
+    "kind": str,
+    "prompt": str,
+    "expect": list,
+    "slice": str,
+    "edit_id": str | None,
+    "never_for_tuning": bool,
+    "max_new_tokens": int,
+}
+
+
+@dataclass(frozen=True)
+class ProbeSuite:
+    """A frozen set of items, kept sorted by id.
+
+    Attributes:
+        items: The checks, sorted by id whatever order they were given in.
+        digest: "sha256:…" of the canonical lines.
+
+    Raises:
+        SuiteInvalid: Two items share an id.
+    """
+
+    items: tuple[ProbeItem, ...]
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Sort, refuse duplicate ids, name by digest."""
+        ordered = tuple(sorted(self.items, key=lambda item: item.id))
+        for before, after in zip(ordered, ordered[1:], strict=False):
+            if before.id == after.id:
+                raise SuiteInvalid(f"duplicate probe item id {after.id!r}; ids must be unique")
+        object.__setattr__(self, "items", ordered)
+        digest = hashlib.sha256(self.to_jsonl().encode()).hexdigest()
+        object.__setattr__(self, "digest", f"sha256:{digest}")
+
+    def __len__(self) -> int:
+        """Number of items."""
+        return len(self.items)
+
+    def to_jsonl(self) -> str:
+        """The canonical text: RFC 8785 JSON, one item a line, sorted by id."""
+        return "".join(rfc8785.dumps(item.to_dict()).decode() + "\n" for item in self.items)
+
+    def for_tuning(self) -> ProbeSuite:
+        """The suite without its canaries: what a tuner or a person setting thresholds may see."""
+        return ProbeSuite(tuple(item for item in self.items if not item.never_for_tuning))
+
+    def of(self, *kinds: ProbeKind) -> tuple[ProbeItem, ...]:
+        """The items of these kinds."""
+        return tuple(item for item in self.items if item.kind in kinds)
+
+    def save(self, folder: Path) -> Path:
+        """Write `<digest hex>.jsonl` into a folder, atomically; an existing file is left alone."""
+        path = folder / f"{self.digest.removeprefix('sha256:')}.jsonl"
+        if path.exists():
+            return path
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".part")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as out:
+                out.write(self.to_jsonl())
+                out.flush()
+                os.fsync(out.fileno())
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        return path
+
+    @classmethod
+    def load(cls, path: Path, *, expected_digest: str | None = None) -> Self:
+        """Read a suite file.
+
+        Raises:
+            SuiteInvalid: The file is missing, not UTF-8, malformed (line number named) or not the
+                suite that was expected.
+        """
+        try:
+            text = path.read_bytes().decode()
+        except OSError as error:
+            raise SuiteInvalid(f"{path}: cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise SuiteInvalid(f"{path}: not UTF-8 at byte {error.start}") from error
+        suite = cls.parse(text, name=str(path))
+        if expected_digest is not None and suite.digest != expected_digest:
+            raise SuiteInvalid(
+                f"{path}: is {suite.digest}, expected {expected_digest}; the file was altered or"
+                " another suite was put in its place"
+            )
+        return suite
+
+    @classmethod
+    def parse(cls, text: str, *, name: str = "suite") -> Self:
+        """Read JSONL text; blank lines are skipped.
+
+        Raises:
+            SuiteInvalid: Bad JSON, unknown kind or field, duplicate id: with name and line number.
+        """
+        items: list[ProbeItem] = []
+        lines: dict[str, int] = {}
+        # split on \n only: JSON strings may hold other Unicode line separators unescaped.
+        for number, line in enumerate(text.split("\n"), start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+                if not isinstance(record, dict):
+                    raise SuiteInvalid(f"expected a JSON object, got {type(record).__name__}")
+                item = ProbeItem.from_dict(record)
+                if item.id in lines:
+                    raise SuiteInvalid(
+                        f"duplicate probe item id {item.id!r}, first on line {lines[item.id]}"
+                    )
+            except json.JSONDecodeError as error:
+                raise SuiteInvalid(
+                    f"{name}, line {number}: not JSON: {error.msg} at column {error.colno}"
+                ) from error
+            except RecursionError as error:
+                raise SuiteInvalid(f"{name}, line {number}: nested too deeply") from error
+            except SuiteInvalid as error:
+                raise SuiteInvalid(f"{name}, line {number}: {error}") from error
+            lines[item.id] = number
+            items.append(item)
+        return cls(tuple(items))
+
+
+def normalise(prompt: str) -> str:
+    """A prompt for comparison: case and runs of white space do not matter."""
+    return re.sub(r"\s+", " ", prompt).strip().casefold()
+
+
+def build_suite(
+    edits: Iterable[Edit],
+    extra: Iterable[ProbeItem] = (),
+    *,
+    retained: Iterable[Edit] = (),
+) -> ProbeSuite:
+    """Build a version's suite from its edits and the user's own items.
+
+    Every new edit gives its own prompt, its paraphrases, locality and portability prompts. Every
+    retained edit (live before this version) gives its own prompt in slice "retained".
+    A locality prompt that several edits share is asked once, so that one answer is not counted as
+    many; one that is itself the prompt or a paraphrase of an edit here is left out, since it must
+    change. Protected items are never left out: there a conflict is for the gate to report.
+
+    Args:
+        edits: Edits that are new in the version.
+        extra: The user's own items, and those of a general suite.
+        retained: Edits of the parent that are asked again; see `sample_edits`.
+
+    Raises:
+        SuiteInvalid: Duplicate ids, or an item breaks a rule of its kind.
+    """
+    new, old = list(edits), list(retained)
+    changing = {normalise(edit.prompt) for edit in (*new, *old)}
+    changing.update(normalise(text) for edit in new for text in edit.paraphrases)
+    items: list[ProbeItem] = []
+    for edit in new:
+        items.extend(_items_of(edit))
+    items.extend(
+        ProbeItem(
+            f"retained:{edit.id}",
+            ProbeKind.EDIT,
+            edit.prompt,
+            (edit.target,),
+            RETAINED_SLICE,
+            edit.id,
+        )
+        for edit in old
+    )
+    asked: set[str] = set()
+    kept: list[ProbeItem] = []
+    # Sorted so that which of several equal locality prompts stays does not depend on arrival.
+    for item in sorted((*items, *extra), key=lambda item: (item.kind.value, item.id)):
+        if item.kind is ProbeKind.LOCALITY:
+            key = normalise(item.prompt)
+            if key in changing or key in asked:
+                continue
+            asked.add(key)
+        kept.append(item)
+    return ProbeSuite(tuple(kept))
+
+
+def _items_of(edit: Edit) -> list[ProbeItem]:
+    items = [
+        ProbeItem(f"edit:{edit.id}", ProbeKind.EDIT, edit.prompt, (edit.target,), "new", edit.id)
+    ]
+    items.extend(
+        ProbeItem(
+            f"paraphrase:{edit.id}:{n}", ProbeKind.PARAPHRASE, text, (edit.target,), "new", edit.id
+        )
+        for n, text in enumerate(edit.paraphrases)
+    )
+    items.extend(
+        ProbeItem(
+            f"locality:{edit.id}:{n}",
+            ProbeKind.LOCALITY,
+            pair.prompt,
+            (),
+            NEIGHBOUR_SLICE,
+            edit.id,
+        )
+        for n, pair in enumerate(edit.locality)
+    )
+    items.extend(
+        ProbeItem(
+            f"portability:{edit.id}:{n}",
+            ProbeKind.PORTABILITY,
+            pair.prompt,
+            (pair.answer,),
+            "new",
+            edit.id,
+        )
+        for n, pair in enumerate(edit.portability)
+        if pair.answer is not None
+    )
+    return items
+
+
+def sample_edits(edits: Sequence[Edit], limit: int, *, seed: str = "") -> list[Edit]:
+    """Choose at most `limit` edits by the hash of their id: the same ones whatever the order."""
+
+    def key(edit: Edit) -> bytes:
+        return hashlib.sha256(f"{seed}\x00{edit.id}".encode()).digest()
+
+    return sorted(edits, key=key)[:limit]
