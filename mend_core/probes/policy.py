@@ -64,12 +64,12 @@ class Hard(_Part):
     """
 
     finite: bool = True
-    update_norm: float | None = Field(UPDATE_NORM_DEFAULT, gt=0)
+    update_norm: float | None = Field(default=UPDATE_NORM_DEFAULT, gt=0)
     protected: bool = True
     own_prompt: bool = True
     own_prompt_score: Score = "free"
-    golden_new_failures: int = Field(0, ge=0)
-    health_new_failures: int = Field(0, ge=0)
+    golden_new_failures: int = Field(default=0, ge=0)
+    health_new_failures: int = Field(default=0, ge=0)
 
 
 class ShareRule(_Part):
@@ -129,8 +129,8 @@ class DriftRule(PairedRule):
     """
 
     spend: Literal["none", "basel"] = "none"
-    perplexity_ratio: float | None = Field(PERPLEXITY_RATIO_DEFAULT, gt=0)
-    kl: float | None = Field(KL_DEFAULT, gt=0)
+    perplexity_ratio: float | None = Field(default=PERPLEXITY_RATIO_DEFAULT, gt=0)
+    kl: float | None = Field(default=KL_DEFAULT, gt=0)
 
 
 class Policy(_Part):
@@ -138,9 +138,9 @@ class Policy(_Part):
 
     name: str = Field(min_length=1)
     says: str = ""
-    alpha: float = Field(ALPHA_DEFAULT, gt=0, lt=0.5)
-    items_limit: int = Field(ITEMS_LIMIT_DEFAULT, ge=1)
-    hard: Hard = Field(default_factory=Hard)
+    alpha: float = Field(default=ALPHA_DEFAULT, gt=0, lt=0.5)
+    items_limit: int = Field(default=ITEMS_LIMIT_DEFAULT, ge=1)
+    hard: Hard = Hard()
     success: ShareRule | None = Field(
         default_factory=lambda: ShareRule(target=SUCCESS_TARGET_DEFAULT)
     )
@@ -172,7 +172,7 @@ class Policy(_Part):
 
     @property
     def digest(self) -> str:
-        """ "sha256:…" of the canonical JSON of all values, defaults included."""
+        """Name of the policy: sha256 of the canonical JSON of all values, defaults included."""
         content = rfc8785.dumps(self.model_dump(mode="json"))
         return f"sha256:{hashlib.sha256(content).hexdigest()}"
 

@@ -168,11 +168,16 @@ class Scores:
             "rates": {name: rate.to_dict() for name, rate in self.rates.items()},
             "rates_forced": {name: rate.to_dict() for name, rate in self.rates_forced.items()},
             "slices": {name: rate.to_dict() for name, rate in self.slices.items()},
-            "perplexity": self.perplexity,
-            "perplexity_ratio": self.perplexity_ratio,
-            "kl": self.kl,
+            "perplexity": _finite(self.perplexity),
+            "perplexity_ratio": _finite(self.perplexity_ratio),
+            "kl": _finite(self.kl),
             "not_finite": self.not_finite,
         }
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no NaN or Inf: such a value is null, and `not_finite` says why."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def summarise(

@@ -1,4 +1,3 @@
-# ruff: noqa: A005 -- always imported by its full name; the word is the right one for the room
 """The statistics of the gate: small, exact where it can be, no SciPy.
 
 * A share (success, generality): Wilson score interval (Wilson 1927), one- or two-sided.
@@ -118,7 +117,7 @@ def noninferiority_p(broke: float, fixed: float, n: float, margin: float) -> flo
 
 
 def _bisect(goes_on: Callable[[float], bool], low: float, high: float) -> float:
-    """The point in [low, high] where a predicate turns from true to false; high if it never does."""
+    """The point in [low, high] where a predicate turns false; high if it never does."""
     if goes_on(high):
         return high
     for _ in range(_BISECTIONS):
@@ -133,7 +132,7 @@ def _bisect(goes_on: Callable[[float], bool], low: float, high: float) -> float:
 
 
 def mcnemar_p(broke: int, fixed: int) -> float:
-    """Exact one-sided McNemar: chance of at least `broke` of the discordant pairs by a fair coin."""
+    """Exact one-sided McNemar: chance that a fair coin breaks at least `broke` of the discordant."""
     total = broke + fixed
     if broke < 0 or fixed < 0:
         raise ProbeError(f"{broke} broke and {fixed} fixed is not a paired count")
@@ -141,9 +140,8 @@ def mcnemar_p(broke: int, fixed: int) -> float:
     for k in range(broke, total):
         term = term * (total - k) // (k + 1)
         tail += term
-    return (
-        tail / 2**total if total < 1000 else float(math.exp(math.log(tail) - total * math.log(2)))
-    )  # noqa: PLR2004 -- 2**1000 still fits a double
+    # Whole numbers of any size divide exactly rounded; only the ratio has to fit a double.
+    return tail / 2**total
 
 
 def mcnemar_needed(fixed: int, alpha: float) -> int:
@@ -186,12 +184,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def holm_levels(p_values: Sequence[float], alpha: float) -> list[float]:
-    """The error level Holm's step-down gives to each hypothesis: alpha / (hypotheses left)."""
+    """The error level Holm's step-down tests each hypothesis at.
+
+    alpha / (hypotheses left) in order of the p-values, up to the first one that is not rejected;
+    those after it stay at its level, and so are not rejected either. A confidence bound taken at
+    this level agrees with Holm's decision.
+    """
     count = len(p_values)
     order = sorted(range(count), key=lambda i: p_values[i])
     levels = [0.0] * count
+    stopped_at: float | None = None
     for rank, index in enumerate(order):
-        levels[index] = alpha / (count - rank)
+        level = alpha / (count - rank) if stopped_at is None else stopped_at
+        levels[index] = level
+        if stopped_at is None and p_values[index] > level:
+            stopped_at = level
     return levels
 
 

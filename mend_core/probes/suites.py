@@ -8,6 +8,7 @@ which items were collected does not matter and a result can always name exactly 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -24,13 +25,17 @@ from mend_core.datasets.edit import Edit
 from mend_core.errors import SuiteInvalid
 
 RETAINED_SLICE = "retained"
-"""Slice of edits that earlier versions brought in: they are compared with the parent, not demanded."""
+"""Slice of edits from earlier versions: compared with the parent, not demanded."""
 
 NEIGHBOUR_SLICE = "neighbour"
 """Slice of the locality prompts that came with an edit: close to the fact, so hardest to keep."""
 
-ANSWER_TOKENS_DEFAULT = 16
-"""Longest free-running answer to a prompt with a known answer, in tokens."""
+ANSWER_TOKENS_DEFAULT = 8
+"""Longest free-running answer to a prompt with a known answer, in tokens (never less than the
+answer expected and two more)."""
+
+GOLDEN_TOKENS_DEFAULT = 32
+"""Longest free-running answer to a golden prompt, in tokens."""
 
 LOCALITY_TOKENS_DEFAULT = 8
 """Tokens of the base's own answer that a locality probe compares."""
@@ -86,6 +91,8 @@ _EDIT_KINDS = frozenset({ProbeKind.EDIT, ProbeKind.PARAPHRASE, ProbeKind.PORTABI
 _DEFAULT_TOKENS: dict[ProbeKind, int] = {
     ProbeKind.LOCALITY: LOCALITY_TOKENS_DEFAULT,
     ProbeKind.PROTECTED: LOCALITY_TOKENS_DEFAULT,
+    ProbeKind.MUST_CONTAIN: GOLDEN_TOKENS_DEFAULT,
+    ProbeKind.MUST_NOT_CONTAIN: GOLDEN_TOKENS_DEFAULT,
     ProbeKind.HEALTH: HEALTH_TOKENS_DEFAULT,
     ProbeKind.PERPLEXITY: 0,
 }
@@ -128,25 +135,34 @@ class ProbeItem:
             raise SuiteInvalid(f"probe item {self.id!r}: {problem}")
 
     def _problem(self) -> str | None:
-        if not self.id:
-            return "id is empty; give each item a unique name"
-        if not self.prompt.strip():
-            return "prompt is empty"
-        if len(self.prompt) > TEXT_LIMIT:
-            return f"prompt has {len(self.prompt)} characters; the limit is {TEXT_LIMIT}"
-        if not self.slice:
-            return "slice is empty; leave it out for 'all'"
-        if not 0 <= self.max_new_tokens <= MAX_NEW_TOKENS_LIMIT:
-            return f"max_new_tokens must be 0 to {MAX_NEW_TOKENS_LIMIT}"
-        if any(not text.strip() for text in self.expect):
-            return "expect holds an empty string"
-        if self.kind in TARGET_KINDS and len(self.expect) != 1:
-            return f"kind {self.kind.value} needs exactly one answer in expect"
-        if self.kind in GOLDEN_KINDS and not self.expect:
-            return f"kind {self.kind.value} needs at least one string in expect"
-        if self.kind not in TARGET_KINDS | GOLDEN_KINDS and self.expect:
-            return f"kind {self.kind.value} takes no expect"
-        return None
+        kind, count = self.kind.value, len(self.expect)
+        rules = (
+            (not self.id, "id is empty; give each item a unique name"),
+            (not self.prompt.strip(), "prompt is empty"),
+            (
+                len(self.prompt) > TEXT_LIMIT,
+                f"prompt has {len(self.prompt)} characters; the limit is {TEXT_LIMIT}",
+            ),
+            (not self.slice, "slice is empty; leave it out for 'all'"),
+            (
+                not 0 <= self.max_new_tokens <= MAX_NEW_TOKENS_LIMIT,
+                f"max_new_tokens must be 0 to {MAX_NEW_TOKENS_LIMIT}",
+            ),
+            (any(not text.strip() for text in self.expect), "expect holds an empty string"),
+            (
+                self.kind in TARGET_KINDS and count != 1,
+                f"kind {kind} needs exactly one answer in expect",
+            ),
+            (
+                self.kind in GOLDEN_KINDS and count == 0,
+                f"kind {kind} needs at least one string in expect",
+            ),
+            (
+                self.kind not in TARGET_KINDS | GOLDEN_KINDS and count > 0,
+                f"kind {kind} takes no expect",
+            ),
+        )
+        return next((says for broken, says in rules if broken), None)
 
     def to_dict(self) -> dict[str, Any]:
         """The item as JSON-ready values, all fields present."""
@@ -216,7 +232,7 @@ class ProbeSuite:
     def __post_init__(self) -> None:
         """Sort, refuse duplicate ids, name by digest."""
         ordered = tuple(sorted(self.items, key=lambda item: item.id))
-        for before, after in zip(ordered, ordered[1:], strict=False):
+        for before, after in itertools.pairwise(ordered):
             if before.id == after.id:
                 raise SuiteInvalid(f"duplicate probe item id {after.id!r}; ids must be unique")
         object.__setattr__(self, "items", ordered)
@@ -293,26 +309,31 @@ class ProbeSuite:
         for number, line in enumerate(text.split("\n"), start=1):
             if not line.strip():
                 continue
+            where = f"{name}, line {number}"
             try:
-                record = json.loads(line)
-                if not isinstance(record, dict):
-                    raise SuiteInvalid(f"expected a JSON object, got {type(record).__name__}")
-                item = ProbeItem.from_dict(record)
-                if item.id in lines:
-                    raise SuiteInvalid(
-                        f"duplicate probe item id {item.id!r}, first on line {lines[item.id]}"
-                    )
-            except json.JSONDecodeError as error:
-                raise SuiteInvalid(
-                    f"{name}, line {number}: not JSON: {error.msg} at column {error.colno}"
-                ) from error
-            except RecursionError as error:
-                raise SuiteInvalid(f"{name}, line {number}: nested too deeply") from error
+                item = _read_item(line)
             except SuiteInvalid as error:
-                raise SuiteInvalid(f"{name}, line {number}: {error}") from error
+                raise SuiteInvalid(f"{where}: {error}") from error
+            if item.id in lines:
+                first = lines[item.id]
+                raise SuiteInvalid(
+                    f"{where}: duplicate probe item id {item.id!r}, first on line {first}"
+                )
             lines[item.id] = number
             items.append(item)
         return cls(tuple(items))
+
+
+def _read_item(line: str) -> ProbeItem:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise SuiteInvalid(f"not JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise SuiteInvalid("nested too deeply") from error
+    if not isinstance(record, dict):
+        raise SuiteInvalid(f"expected a JSON object, got {type(record).__name__}")
+    return ProbeItem.from_dict(record)
 
 
 def normalise(prompt: str) -> str:
