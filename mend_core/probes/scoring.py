@@ -1,46 +1,119 @@
-"""Scoring a version on a suite: one implementation for library, gate and benchmarks."""
+"""Scoring a version on a suite: one implementation for library, gate and benchmarks.
+
+Both ways of asking are always measured: teacher-forced (each expected token given the expected
+ones before it, what papers print) and free-running (the greedy answer up to its natural stop, what
+a user sees). Locality is against the *base's own* answer, never against a reference text: its
+teacher-forced form scores the version on the base's own greedy tokens. Verdicts are in
+`verdicts.py`.
+
+Texts are cut into windows of `WINDOW` tokens (seq2seq: each window's first half is the source, its
+second half the target); perplexity counts every token but a window's first, KL is
+KL(base ‖ version) at the same positions. Classifiers have no text scores.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
+from mend_core.errors import EditError, SuiteInvalid
+from mend_core.models.base import Base
+from mend_core.models.encode import IGNORE, Encoded, encode_pairs, encode_prompts
+from mend_core.models.overlay import Overlay
+from mend_core.models.prefix import PrefixCache, forward
+from mend_core.probes.decode import Trace, Track, encode_tracks, go_on, stop_tokens, trace
 from mend_core.probes.results import ProbeResult
-from mend_core.probes.suites import ProbeSuite
+from mend_core.probes.suites import (
+    GOLDEN_KINDS,
+    TARGET_KINDS,
+    UNCHANGED_KINDS,
+    ProbeItem,
+    ProbeKind,
+    ProbeSuite,
+)
+from mend_core.probes.verdicts import answers, contains, healthy, repetition
+
+BATCH_DEFAULT = 32
+"""Tracks per forward pass."""
+
+WINDOW = 128
+"""Tokens of text scored together."""
+
+TEXT_BATCH = 4
+"""Windows per forward pass: their logits over the whole vocabulary are kept twice for KL."""
+
+TARGET_SLACK = 2
+"""Tokens an answer is decoded past its target, to see where the word ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """An item with its token ids; `target` is empty where the item expects no text."""
+
+    item: ProbeItem
+    prompt: tuple[int, ...]
+    target: tuple[int, ...]
+    limit: int
 
 
 class Scorer:
     """Scores versions of one base on one suite; keeps encoded items and prefix activations warm.
 
     Args:
-        base: The base model.
+        base: The base model, its own weights in place.
         suite: The checks.
-        prefix: A `PrefixCache` shared with factor extraction; None makes one. `use_prefix=False`
-            runs full forwards (same scores to 1e-5; for benchmarks).
+        prefix: A `PrefixCache` shared with factor extraction; None makes one.
+        use_prefix: False runs full forwards (same scores to 1e-5; for benchmarks).
         reference: The base's own results on this suite, if they are already known; else they are
             computed on first use.
-        batch_size: Items per forward pass.
+        batch_size: Tracks per forward pass.
         progress: Called with (items done, items in all).
+
+    Raises:
+        SuiteInvalid: An item cannot be asked of this model: too long, no tokens, not a label.
     """
 
     def __init__(
         self,
-        base: Any,
+        base: Base,
         suite: ProbeSuite,
         *,
-        prefix: Any = None,
+        prefix: PrefixCache | None = None,
         use_prefix: bool = True,
         reference: Sequence[ProbeResult] | None = None,
-        batch_size: int = 16,
+        batch_size: int = BATCH_DEFAULT,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        raise NotImplementedError
+        self.base = base
+        self.suite = suite
+        self.batch_size = batch_size
+        self.progress = progress
+        self._use_prefix = use_prefix
+        self._prefix = prefix
+        self._overlay = Overlay(base)
+        self._stops = stop_tokens(base)
+        self._asked = _encode(base, suite)
+        self._reference: dict[str, ProbeResult] | None = None
+        if reference is not None:
+            known = {r.item_id: r for r in reference}
+            missing = [item.id for item in suite.items if item.id not in known]
+            if missing:
+                raise SuiteInvalid(
+                    f"the base's results lack probe item {missing[0]!r} ({len(missing)} missing);"
+                    " score the base on this very suite"
+                )
+            self._reference = known
 
     def reference(self) -> list[ProbeResult]:
-        """The base's own results."""
-        raise NotImplementedError
+        """The base's own results, in suite order; computed once."""
+        if self._reference is None:
+            found = self._run(None, {})
+            self._reference = {r.item_id: r for r in found}
+        return [self._reference[item.id] for item in self.suite.items]
 
     def score(
         self,
@@ -48,24 +121,379 @@ class Scorer:
         *,
         drafts: Sequence[ProbeResult] | None = None,
     ) -> list[ProbeResult]:
-        """Score one version, given its materialised edited weights (None: the base itself).
+        """Score one version.
 
         Args:
-            weights: Full parameter name → exact weight, as `materialise` returns.
-            drafts: Results of a similar version (the parent): its answers are tried as drafts of
-                the greedy decode, which changes the time and never the answers.
+            weights: Full parameter name → exact weight, as `materialise` returns; None for the
+                base itself.
+            drafts: Results of a similar version (the parent): its answers are tried as guesses of
+                the greedy answers, which changes the time taken and not the answers.
+
+        Returns:
+            One result per item, in suite order. NaN and Inf show as `finite=False`, never as an
+            error.
         """
-        raise NotImplementedError
+        reference = self.reference()
+        if not weights:
+            return reference
+        guesses: dict[str, list[tuple[int, ...]]] = {}
+        for result in (*(drafts or ()), *reference):
+            guesses.setdefault(result.item_id, []).append(result.answer_tokens)
+        return self._run(weights, guesses)
+
+    def _run(
+        self, weights: Mapping[str, Tensor] | None, guesses: Mapping[str, list[tuple[int, ...]]]
+    ) -> list[ProbeResult]:
+        prefix = self._prefix_for(weights)
+        found: dict[str, ProbeResult] = {}
+        questions = [a for a in self._asked if a.item.kind is not ProbeKind.PERPLEXITY]
+        texts = [a for a in self._asked if a.item.kind is ProbeKind.PERPLEXITY]
+        with self._in_place(weights):
+            for batch in _batches(questions, self.batch_size):
+                run = self._classify if self.base.kind == "classifier" else self._ask
+                for result in run(batch, guesses, prefix, base_run=weights is None):
+                    found[result.item_id] = result
+                self._tell(len(found))
+        for asked in texts:
+            found[asked.item.id] = self._read(asked, weights, prefix)
+            self._tell(len(found))
+        return [found[item.id] for item in self.suite.items]
+
+    def _tell(self, done: int) -> None:
+        if self.progress is not None:
+            self.progress(done, len(self.suite))
+
+    @contextmanager
+    def _in_place(self, weights: Mapping[str, Tensor] | None) -> Iterator[None]:
+        if weights is None:
+            yield
+            return
+        self._overlay.activate(weights)
+        try:
+            yield
+        finally:
+            self._overlay.restore()
+
+    def _prefix_for(self, weights: Mapping[str, Tensor] | None) -> PrefixCache | None:
+        """A cache that ends before the first changed block; states past it would be the base's."""
+        if not self._use_prefix:
+            return None
+        names = None if weights is None else sorted(weights)
+        if self._prefix is None or names is not None:
+            first = min(matrix.block for matrix in self.base.matrices(names))
+            if self._prefix is None or first < self._prefix.first_block:
+                self._prefix = PrefixCache(self.base, first)
+        return self._prefix
+
+    # -- prompts -------------------------------------------------------------------------------
+
+    def _ask(
+        self,
+        batch: Sequence[_Asked],
+        guesses: Mapping[str, list[tuple[int, ...]]],
+        prefix: PrefixCache | None,
+        *,
+        base_run: bool,
+    ) -> list[ProbeResult]:
+        tracks: list[Track] = []
+        owners: list[int] = []
+        for row, asked in enumerate(batch):
+            unchanged = asked.item.kind in UNCHANGED_KINDS and not base_run
+            expected = self._expected(asked) if unchanged else asked.target
+            guessed = guesses.get(asked.item.id, [])
+            # What is expected comes first: its trace is the teacher-forced score.
+            wanted = dict.fromkeys([expected, *guessed] if expected or not guessed else guessed)
+            tracks += [Track(asked.prompt, guess) for guess in wanted]
+            owners += [row] * len(wanted)
+        traces = []
+        for start in range(0, len(tracks), self.batch_size):
+            traces += trace(self.base, tracks[start : start + self.batch_size], prefix)
+        first: dict[int, Trace] = {}
+        finite = [True] * len(batch)
+        proven: dict[int, tuple[int, ...]] = {}
+        for row, track, seen in zip(owners, tracks, traces, strict=True):
+            first.setdefault(row, seen)
+            finite[row] = finite[row] and seen.finite
+            so_far = self._cut(seen.accepted(track.continuation), batch[row].limit)
+            if len(so_far) > len(proven.get(row, ())):
+                proven[row] = so_far
+        open_rows = [
+            row
+            for row, asked in enumerate(batch)
+            if len(proven[row]) < asked.limit and proven[row][-1] not in self._stops
+        ]
+        if open_rows:
+            rest = go_on(
+                self.base,
+                [Track(batch[row].prompt, proven[row]) for row in open_rows],
+                [batch[row].limit for row in open_rows],
+            )
+            for row, (answer, fine) in zip(open_rows, rest, strict=True):
+                proven[row] = answer
+                finite[row] = finite[row] and fine
+        return [
+            self._judge(asked, first[row], proven[row], finite[row], base_run=base_run)
+            for row, asked in enumerate(batch)
+        ]
+
+    def _cut(self, tokens: tuple[int, ...], limit: int) -> tuple[int, ...]:
+        """Tokens up to and with the first end token, at most `limit`."""
+        for place, token in enumerate(tokens[:limit]):
+            if token in self._stops:
+                return tokens[: place + 1]
+        return tokens[:limit]
+
+    def _expected(self, asked: _Asked) -> tuple[int, ...]:
+        """The base's own answer."""
+        assert self._reference is not None
+        return self._reference[asked.item.id].answer_tokens
+
+    def _judge(
+        self, asked: _Asked, seen: Trace, tokens: tuple[int, ...], finite: bool, *, base_run: bool
+    ) -> ProbeResult:
+        item = asked.item
+        answer = self.base.tokenizer.decode(tokens, skip_special_tokens=True)
+        result = _blank(item, answer, tokens, finite)
+        if item.kind in GOLDEN_KINDS:
+            found = [contains(answer, text) for text in item.expect]
+            good = all(found) if item.kind is ProbeKind.MUST_CONTAIN else not any(found)
+            return replace(result, passed=finite and good)
+        if item.kind is ProbeKind.HEALTH:
+            good = healthy(answer, tokens)
+            return replace(result, passed=finite and good, repetition=repetition(tokens))
+        if item.kind in UNCHANGED_KINDS:
+            expected = tokens if base_run else self._expected(asked)
+            own = (
+                answer
+                if base_run
+                else self.base.tokenizer.decode(expected, skip_special_tokens=True)
+            )
+            result = replace(result, expect=(own,), passed=finite and tokens == expected)
+            if base_run:  # its own greedy answer is right at every place by definition
+                return replace(
+                    result,
+                    passed_forced=finite,
+                    token_accuracy=1.0 if finite else 0.0,
+                    tokens=len(tokens),
+                )
+        else:
+            expected = asked.target
+            result = replace(result, passed=finite and answers(answer, item.expect[0]))
+        right = [a == b for a, b in zip(seen.best, expected, strict=False)]
+        return replace(
+            result,
+            passed_forced=finite and all(right),
+            token_accuracy=sum(right) / len(expected) if finite else 0.0,
+            tokens=len(expected),
+            nll=sum(seen.nll) if seen.finite else None,
+        )
+
+    @torch.no_grad()
+    def _classify(
+        self,
+        batch: Sequence[_Asked],
+        guesses: Mapping[str, list[tuple[int, ...]]],
+        prefix: PrefixCache | None,
+        *,
+        base_run: bool,
+    ) -> list[ProbeResult]:
+        """A classifier's answer is its label; both ways of asking are one."""
+        del guesses
+        encoded = encode_prompts(self.base, [a.item.prompt for a in batch])
+        logits = forward(self.base, encoded, prefix=prefix).float().cpu()
+        losses = -torch.log_softmax(logits.double(), dim=-1)
+        names = self.base.model.config.id2label
+        results = []
+        for row, asked in enumerate(batch):
+            item, label = asked.item, int(logits[row].argmax())
+            finite = bool(torch.isfinite(logits[row]).all())
+            result = _blank(item, str(names[label]), (label,), finite)
+            if item.kind in GOLDEN_KINDS:
+                found = [contains(result.answer, text) for text in item.expect]
+                good = all(found) if item.kind is ProbeKind.MUST_CONTAIN else not any(found)
+                results.append(replace(result, passed=finite and good))
+                continue
+            if item.kind is ProbeKind.HEALTH:
+                results.append(replace(result, passed=finite, repetition=0.0))
+                continue
+            if item.kind in UNCHANGED_KINDS:
+                wanted = label if base_run else self._expected(asked)[0]
+                result = replace(result, expect=(str(names[wanted]),))
+            else:
+                wanted = asked.target[0]
+            good = finite and label == wanted
+            results.append(
+                replace(
+                    result,
+                    passed=good,
+                    passed_forced=good,
+                    token_accuracy=float(good),
+                    tokens=1,
+                    nll=float(losses[row, wanted]) if finite else None,
+                )
+            )
+        return results
+
+    # -- texts ---------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _read(
+        self, asked: _Asked, weights: Mapping[str, Tensor] | None, prefix: PrefixCache | None
+    ) -> ProbeResult:
+        """Perplexity and KL on one text; the base's logits are made beside the version's."""
+        tokens, nll, drift, finite = 0, 0.0, 0.0, True
+        for start in range(0, len(asked.prompt), WINDOW * TEXT_BATCH):
+            tracks = [
+                _window(self.base, asked.prompt[at : at + WINDOW])
+                for at in range(start, min(start + WINDOW * TEXT_BATCH, len(asked.prompt)), WINDOW)
+                if len(asked.prompt[at : at + WINDOW]) > 1
+            ]
+            if not tracks:
+                continue
+            encoded, keep = encode_tracks(self.base, tracks)
+            # The place after each window has no next token to score.
+            inside = torch.tensor(
+                [
+                    place < len(t.continuation)
+                    for t in tracks
+                    for place in range(len(t.continuation) + 1)
+                ]
+            )
+            target = torch.tensor([token for t in tracks for token in t.continuation])
+            own = self._log_probabilities(encoded, keep, inside, prefix)
+            if weights is None:
+                now = own
+            else:
+                with self._in_place(weights):
+                    now = self._log_probabilities(encoded, keep, inside, prefix)
+                drift += float((own.exp() * (own - now)).sum(-1).double().sum())
+            loss = -now.gather(-1, target.to(now.device)[:, None]).double()
+            finite = finite and bool(torch.isfinite(now).all())
+            nll += float(loss.sum())
+            tokens += len(target)
+        result = _blank(asked.item, "", (), finite)
+        if not finite:
+            return replace(result, tokens=tokens)
+        kl = max(0.0, drift / tokens) if tokens else None  # rounding may leave -1e-9
+        return replace(result, passed=True, tokens=tokens, nll=nll if tokens else None, kl=kl)
+
+    def _log_probabilities(
+        self, encoded: Encoded, keep: Tensor, inside: Tensor, prefix: PrefixCache | None
+    ) -> Tensor:
+        """Log-probabilities (tokens, vocabulary) fp32 of the places inside the windows."""
+        logits = forward(self.base, encoded, prefix=prefix, keep=keep)
+        return torch.log_softmax(logits[inside.to(logits.device)].float(), dim=-1)
 
 
 def score(
-    base: Any,
+    base: Base,
     suite: ProbeSuite,
     weights: Mapping[str, Tensor] | None = None,
     *,
-    prefix: Any = None,
+    prefix: PrefixCache | None = None,
     reference: Sequence[ProbeResult] | None = None,
     drafts: Sequence[ProbeResult] | None = None,
 ) -> list[ProbeResult]:
     """Score one version on a suite; see `Scorer`. One result per item, in suite order."""
     return Scorer(base, suite, prefix=prefix, reference=reference).score(weights, drafts=drafts)
+
+
+def _blank(item: ProbeItem, answer: str, tokens: tuple[int, ...], finite: bool) -> ProbeResult:
+    return ProbeResult(
+        item_id=item.id,
+        kind=item.kind,
+        slice=item.slice,
+        edit_id=item.edit_id,
+        prompt=item.prompt,
+        expect=item.expect,
+        answer=answer,
+        answer_tokens=tokens,
+        passed=False,
+        finite=finite,
+        never_for_tuning=item.never_for_tuning,
+    )
+
+
+def _window(base: Base, tokens: tuple[int, ...]) -> Track:
+    """A window of text as a track: its first token (seq2seq: first half) is given."""
+    given = len(tokens) // 2 if base.kind == "seq2seq" else 1
+    return Track(tokens[:given], tokens[given:])
+
+
+def _batches(asked: Sequence[_Asked], size: int) -> Iterator[list[_Asked]]:
+    """Batches of items of like length, the same ones every time."""
+    ordered = sorted(asked, key=lambda a: (len(a.prompt), a.item.id))
+    for start in range(0, len(ordered), size):
+        yield ordered[start : start + size]
+
+
+def _encode(base: Base, suite: ProbeSuite) -> list[_Asked]:
+    """Token ids of every item.
+
+    Raises:
+        SuiteInvalid: An item cannot be asked of this model.
+    """
+    prompts: dict[str, tuple[int, ...]] = {}
+    targets: dict[str, tuple[int, ...]] = {}
+    with_target = [item for item in suite.items if item.kind in TARGET_KINDS]
+    alone = [
+        item
+        for item in suite.items
+        if item.kind not in TARGET_KINDS and item.kind is not ProbeKind.PERPLEXITY
+    ]
+    try:
+        if with_target:
+            pairs = [(item.prompt, item.expect[0]) for item in with_target]
+            names = [item.id for item in with_target]
+            encoded = encode_pairs(base, pairs, ids=names)
+            for item, prompt, target in zip(with_target, *_split(base, encoded), strict=True):
+                prompts[item.id], targets[item.id] = prompt, target
+        if alone:
+            names = [item.id for item in alone]
+            encoded = encode_prompts(base, [item.prompt for item in alone], ids=names)
+            for item, prompt in zip(alone, _split(base, encoded)[0], strict=True):
+                prompts[item.id] = prompt
+    except EditError as error:
+        raise SuiteInvalid(f"probe item cannot be asked of {base.source}: {error}") from error
+    asked = []
+    for item in suite.items:
+        if item.kind is ProbeKind.PERPLEXITY:
+            text = () if base.kind == "classifier" else _text_tokens(base, item.prompt)
+            asked.append(_Asked(item, text, (), 0))
+            continue
+        target = targets.get(item.id, ())
+        limit = max(item.max_new_tokens, len(target) + TARGET_SLACK if target else 1)
+        room = base.max_length - (len(prompts[item.id]) if base.kind == "causal" else 0)
+        asked.append(_Asked(item, prompts[item.id], target, max(1, min(limit, room))))
+    return asked
+
+
+def _text_tokens(base: Base, text: str) -> tuple[int, ...]:
+    # verbose=False: a text longer than the context is meant to be; it is read in windows.
+    plain = base.kind == "seq2seq"
+    ids = base.tokenizer(text, add_special_tokens=not plain, verbose=False)["input_ids"]
+    return tuple(ids)
+
+
+def _split(base: Base, encoded: Encoded) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Prompt ids and target ids of each row of a batch; a target's end token is no part of it.
+
+    An end token that a seq2seq tokenizer adds is easy to predict; counting it would flatter.
+    """
+    stops = stop_tokens(base)
+    prompts, targets = [], []
+    for row in range(len(encoded)):
+        ids = encoded.input_ids[row][encoded.attention_mask[row].bool()].tolist()
+        target: list[int] = []
+        if encoded.labels is not None and encoded.kind == "classifier":
+            target = [int(encoded.labels[row])]
+        elif encoded.labels is not None:
+            labels = encoded.labels[row]
+            target = labels[labels != IGNORE].tolist()
+        if encoded.kind == "causal" and target:
+            ids = ids[: -len(target)]
+        while encoded.kind == "seq2seq" and len(target) > 1 and target[-1] in stops:
+            target.pop()
+        prompts.append(tuple(ids))
+        targets.append(tuple(target))
+    return prompts, targets

@@ -132,7 +132,7 @@ def _bisect(goes_on: Callable[[float], bool], low: float, high: float) -> float:
 
 
 def mcnemar_p(broke: int, fixed: int) -> float:
-    """Exact one-sided McNemar: chance that a fair coin breaks at least `broke` of the discordant."""
+    """Exact one-sided McNemar: chance of so many broken were breaking and fixing equally likely."""
     total = broke + fixed
     if broke < 0 or fixed < 0:
         raise ProbeError(f"{broke} broke and {fixed} fixed is not a paired count")
@@ -141,7 +141,7 @@ def mcnemar_p(broke: int, fixed: int) -> float:
         term = term * (total - k) // (k + 1)
         tail += term
     # Whole numbers of any size divide exactly rounded; only the ratio has to fit a double.
-    return tail / 2**total
+    return tail / (1 << total)
 
 
 def mcnemar_needed(fixed: int, alpha: float) -> int:

@@ -1,8 +1,9 @@
 """When an answer counts as right: the rules, stated once, on plain text and token ids.
 
-* **A target is answered** when the free-running greedy answer, leading white space aside and runs of
-  white space taken as one space, starts with the target, letter for letter and case for case, and no
-  letter or digit follows at once: "Paris, of course" answers "Paris"; "Parisian" and "paris" don't.
+* **A target is answered** when the free-running greedy answer, leading white space aside and runs
+  of white space taken as one space, starts with the target, letter for letter and case for case,
+  and no letter or digit follows at once: "Paris, of course" answers "Paris"; "Parisian" and
+  "paris" do not. Scripts that write without spaces (Chinese, Japanese) have no such boundary.
 * **An answer is unchanged** when it is the base's own greedy answer token for token, up to the
   end token or the item's length limit.
 * **A golden string is contained** whatever its case; white space as above.
@@ -13,6 +14,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 MIN_WORDS = 3
@@ -37,7 +39,13 @@ def answers(answer: str, target: str) -> bool:
         return False
     after = got[len(wanted) : len(wanted) + 1]
     # A target that ends in a sign ("C++") has its own boundary.
-    return not (after.isalnum() and wanted[-1:].isalnum())
+    return not (_joins(after) and _joins(wanted[-1:]))
+
+
+def _joins(character: str) -> bool:
+    """Whether a character would make one word with such a neighbour."""
+    wide = bool(character) and unicodedata.east_asian_width(character) in "WF"
+    return character.isalnum() and not wide
 
 
 def contains(answer: str, text: str) -> bool:
