@@ -12,12 +12,25 @@ from torch import Tensor
 
 from mend_core.datasets.edit import Edit
 from mend_core.editors.files import Header, read_editor, write_editor
-from mend_core.errors import EditError, EditorCorrupt, EditorMismatch, EmptyBatch
-from mend_core.factors import Composition, FactorRows, Grid, Rows, compose_rows, extract
+from mend_core.errors import (
+    EditError,
+    EditorCorrupt,
+    EditorMismatch,
+    EmptyBatch,
+    NonFinite,
+)
+from mend_core.factors import (
+    Composition,
+    Delta,
+    Extraction,
+    FactorRows,
+    Grid,
+    GridRows,
+    Rows,
+    compose,
+    extract,
+)
 from mend_core.models import Base, Matrix
-
-Delta = dict[str, Tensor]
-"""Full parameter name → ΔW (d_out, d_in), Linear orientation, fp32 or fp64."""
 
 _KINDS: dict[str, type[Editor]] = {}
 
@@ -187,36 +200,38 @@ class FactorEditor(Editor):
             raise EmptyBatch("there is no edit to factor")
         self.check(base)
         raw = extract(base, edits, self.matrices_of(base), prefix=prefix, tokens=self.tokens)
-        good = [f for f in raw if isinstance(f, FactorRows)]
-        done = iter(self._transform_all(good))
-        return [f if isinstance(f, EditError) else next(done) for f in raw]
+        return self.transform_extraction(raw)
 
-    def _transform_all(self, factors: Sequence[FactorRows]) -> list[FactorRows]:
-        """Run `transform` once per matrix over the rows of all edits, then split again."""
-        out: list[dict[str, Rows]] = [{} for _ in factors]
+    def transform_extraction(self, raw: Extraction) -> list[FactorRows | EditError]:
+        """`factor` from rows already extracted; `transform` runs once per matrix over all edits."""
+        picked: list[dict[str, Rows]] = [{} for _ in raw.edits]
         for name in self.matrices:
-            parts = [f.rows[name] for f in factors]
-            if not parts:
-                break
-            counts = [p.u.shape[0] for p in parts]
+            stacked = raw.rows[name]
             with torch.no_grad():
-                keys, values = self.transform(
-                    name, torch.cat([p.u for p in parts]), torch.cat([p.v for p in parts])
-                )
-            for rows, k, v in zip(out, keys.split(counts), values.split(counts), strict=True):
-                rows[name] = Rows(u=k.contiguous(), v=v.contiguous())
+                keys, values = self.transform(name, stacked.u, stacked.delta)
+            for number, rows in enumerate(picked):
+                mine = stacked.edit == number
+                rows[name] = Rows(u=keys[mine].cpu(), v=values[mine].cpu())
         return [
-            FactorRows(edit_id=f.edit_id, rows=r) for f, r in zip(factors, out, strict=True)
+            raw.errors.get(number) or _finite(FactorRows(edit_id=edit.id, rows=rows))
+            for number, (edit, rows) in enumerate(zip(raw.edits, picked, strict=True))
         ]
 
     def delta(self, base: Base, edits: Sequence[Edit]) -> Delta:
         """Compose the grid rows of `edits`; see `Editor.delta`."""
-        rows: list[FactorRows] = []
+        rows: list[GridRows] = []
         for factor in self.factor(base, edits):
             if isinstance(factor, EditError):
                 raise factor
-            rows.append(factor)
-        return compose_rows(self.composition, self.grid, rows)
+            rows.append(self.grid.encode(factor))
+        return compose(self.composition, self.grid, None, rows)
+
+
+def _finite(factor: FactorRows) -> FactorRows | EditError:
+    for name, rows in factor.rows.items():
+        if not (torch.isfinite(rows.u).all() and torch.isfinite(rows.v).all()):
+            return NonFinite(factor.edit_id, f"the editor gave NaN or Inf at {name}")
+    return factor
 
 
 def load_editor(path: str | Path) -> Editor:

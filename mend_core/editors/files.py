@@ -7,7 +7,6 @@ writer does not promise those (blueprint §5).
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import tempfile
@@ -16,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from mend_core.digests import tensor_digest
 from mend_core.errors import EditorCorrupt, EditorNotFound, StoreFull
 
 FORMAT = 1
@@ -62,12 +61,8 @@ class Header:
             "shapes": [[name, d_out, d_in] for name, (d_out, d_in) in shapes.items()],
             "config": config,
         }
-        h = hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode())
-        for name in sorted(tensors):
-            t = tensors[name].detach().cpu().contiguous()
-            h.update(f"\n{name}|{t.dtype}|{tuple(t.shape)}|".encode())
-            h.update(t.reshape(-1).view(torch.uint8).numpy().tobytes())
-        return cls(kind, base_digest, dict(shapes), f"sha256:{h.hexdigest()}", config)
+        digest = tensor_digest(tensors, plain)
+        return cls(kind, base_digest, dict(shapes), digest, config)
 
     def to_json(self) -> str:
         """The metadata string."""

@@ -222,7 +222,7 @@ class MendEditor(FactorEditor):
         found = base.matrices(matrices)
         shapes = {m.name: (m.d_out, m.d_in) for m in found}
         networks = MendNetworks(shapes, config or MendConfig(), seed)
-        return cls(base.digest, shapes, networks.to(base.device), Grid.identity(shapes))
+        return cls(base.digest, shapes, networks.to(base.device), Grid({}))
 
     def transform(self, name: str, u: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         """See `FactorEditor.transform`."""
@@ -232,8 +232,7 @@ class MendEditor(FactorEditor):
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """See `Editor.state`."""
         tensors = {f"networks.{k}": v for k, v in self.networks.state_dict().items()}
-        tensors |= {f"grid.{k}": v for k, v in self.grid.tensors().items()}
-        return {"mend": asdict(self.networks.config), "grid": self.grid.to_dict()}, tensors
+        return {"mend": asdict(self.networks.config)}, tensors | self.grid.tensors()
 
     @classmethod
     def from_state(
@@ -247,9 +246,7 @@ class MendEditor(FactorEditor):
         networks = MendNetworks(shapes, MendConfig(**header["mend"]))
         networks.load_state_dict(under(tensors, "networks."))
         networks.requires_grad_(requires_grad=False)
-        return cls(
-            base_digest, shapes, networks, Grid.from_parts(header["grid"], under(tensors, "grid."))
-        )
+        return cls(base_digest, shapes, networks, Grid.from_tensors(tensors))
 
 
 def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

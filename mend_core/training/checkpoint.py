@@ -1,0 +1,120 @@
+"""A run's folder: one checkpoint file, replaced whole, and the metrics beside it.
+
+Everything the next step depends on is in the file: parameters, statistics, optimiser moments and the
+step number (draws are a function of seed and step, so no random state needs keeping).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from mend_core.editors.files import write_atomically
+from mend_core.errors import TrainingError
+
+_KEY = "mend_training"
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        step: Steps done.
+        seconds: Seconds spent, over all resumes.
+        best: Best validation score so far.
+        best_step: When it was reached.
+        stale: Validations since then.
+        finished: The run ended by itself.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    best: float = -1.0
+    best_step: int = 0
+    stale: int = 0
+    finished: bool = False
+
+
+def save_checkpoint(
+    path: Path,
+    identity: dict[str, Any],
+    progress: Progress,
+    module: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    best: dict[str, Tensor],
+) -> None:
+    """Write atomically.
+
+    Args:
+        path: The file.
+        identity: What a resuming run must share: settings, base and data digests.
+        progress: Where the run stands.
+        module: Parameters and statistics.
+        optimiser: Its moments are saved by parameter number.
+        best: State of the module at the best validation.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, value in module.state_dict().items():
+        tensors[f"now|{name}"] = value
+    for name, value in best.items():
+        tensors[f"best|{name}"] = value
+    for number, state in optimiser.state_dict()["state"].items():
+        for key, value in state.items():
+            tensors[f"adam|{number}|{key}"] = torch.as_tensor(value)
+    plain = {
+        "identity": identity,
+        "progress": {name: getattr(progress, name) for name in Progress.__slots__},
+    }
+    copies = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
+    write_atomically(path, save(copies, metadata={_KEY: json.dumps(plain)}))
+
+
+def load_checkpoint(
+    path: Path,
+    identity: dict[str, Any],
+    module: nn.Module,
+    optimiser: torch.optim.Optimizer,
+) -> tuple[Progress, dict[str, Tensor]]:
+    """Put a checkpoint's state into module and optimiser.
+
+    Returns:
+        Where the run stood, and the best state.
+
+    Raises:
+        TrainingError: Unreadable, or of a run with other settings, base or data.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            plain = json.loads((file.metadata() or {})[_KEY])
+            tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise TrainingError(
+            f"checkpoint {path} cannot be read ({error}); start over with --fresh"
+        ) from error
+    differs = [k for k, v in identity.items() if plain["identity"].get(k) != v]
+    if differs:
+        raise TrainingError(
+            f"checkpoint {path} is of a run with other {', '.join(differs)}; "
+            "use the same settings to resume, or --fresh to start over"
+        )
+    module.load_state_dict(_under(tensors, "now|"))
+    packed = optimiser.state_dict()
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in _under(tensors, "adam|").items():
+        number, key = name.split("|")
+        state.setdefault(int(number), {})[key] = value
+    packed["state"] = state
+    optimiser.load_state_dict(packed)
+    return Progress(**plain["progress"]), _under(tensors, "best|")
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

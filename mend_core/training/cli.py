@@ -1,0 +1,189 @@
+"""The command line of training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mend_core.datasets import KINDS
+from mend_core.digests import json_digest
+from mend_core.errors import MendError, TrainingError
+from mend_core.models import load_base
+from mend_core.training.card import write_card
+from mend_core.training.config import TrainConfig
+from mend_core.training.examples import file_digest, read_training_data, split
+from mend_core.training.loop import Event, Trainer
+
+USER_ERROR = 2
+
+EPILOG = """\
+example:
+  mend editor train --model smollm2 --data facts.jsonl --out my-editor.safetensors --minutes 20
+
+Killed or interrupted, the same command goes on where it stopped and ends with the same weights.
+On several GPUs: accelerate launch -m mend_core.training --model … --data … --out …
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """All options."""
+    p = argparse.ArgumentParser(
+        prog="mend editor train",
+        description="Train an editor for a base model.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--model", default="smollm2", help="base: smollm2, a folder or a hub id")
+    p.add_argument("--data", required=True, nargs="+", type=Path, help="files of edits")
+    p.add_argument("--kind", default="auto", choices=[*KINDS, "pararel", "fever"])
+    p.add_argument("--out", required=True, type=Path, help="editor file to write (.safetensors)")
+    p.add_argument("--config", type=Path, help="JSON file with any setting of TrainConfig")
+    p.add_argument("--method", choices=["mend", "malmen"])
+    p.add_argument("--rank", type=int, help="rank of the editor network")
+    p.add_argument("--matrices", nargs="+", help="names of the matrices to edit, e.g. down_proj@-3:")
+    p.add_argument("--steps", type=int)
+    p.add_argument("--minutes", type=float, help="stop after this long")
+    p.add_argument("--seed", type=int)
+    p.add_argument("--max-edits", type=int, help="largest batch of edits to train for")
+    p.add_argument("--limit", type=int, help="use only this many edits, drawn by seed")
+    p.add_argument("--set", action="append", default=[], metavar="NAME=JSON", help="any setting")
+    p.add_argument("--device", default="cpu", help="cpu or cuda")
+    p.add_argument("--dtype", help="of the base; float32 on CPU, bfloat16 on CUDA")
+    p.add_argument("--threads", type=int, help="CPU threads (part of what makes runs equal)")
+    p.add_argument("--fresh", action="store_true", help="forget an earlier run of the same --out")
+    p.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    return p
+
+
+def settings(args: argparse.Namespace) -> TrainConfig:
+    """The run's settings: file, then options.
+
+    Raises:
+        TrainingError: An unknown or wrong setting.
+    """
+    values: dict[str, Any] = {}
+    if args.config:
+        values = TrainConfig.load(args.config).to_dict()
+    for name in ("method", "matrices", "steps", "seed", "max_edits"):
+        if getattr(args, name) is not None:
+            values[name] = getattr(args, name)
+    if args.rank is not None:
+        values["editor"] = {**values.get("editor", {}), "rank": args.rank}
+    for text in args.set:
+        name, found, value = text.partition("=")
+        try:
+            values[name] = json.loads(value)
+        except ValueError as error:
+            raise TrainingError(f"--set {text!r}: expected NAME=JSON ({error})") from error
+        if not found:
+            raise TrainingError(f"--set {text!r}: expected NAME=JSON")
+    return TrainConfig.from_dict(values, "options")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run; 0 when an editor was written, 2 on a user's mistake, 130 when interrupted."""
+    args = parser().parse_args(argv)
+    try:
+        return _train(args, list(argv if argv is not None else sys.argv[1:]))
+    except MendError as error:
+        print(f"mend editor train: {error}", file=sys.stderr)  # noqa: T201 - the command's voice
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print(  # noqa: T201
+            "mend editor train: interrupted; the same command goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+        return 130
+
+
+def _train(args: argparse.Namespace, argv: list[str]) -> int:
+    config = settings(args)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    console = Console(stderr=True)
+    accelerator = _accelerator(args.device)
+    device = args.device if accelerator is None else str(accelerator.device)
+    dtype = args.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    edits, skipped = read_training_data(args.data, args.kind, config.seed)
+    for line in skipped[:5]:
+        console.print(f"skipped: {line}", markup=False)
+    edits = limited(edits, args.limit, config.seed)
+    train, validation = split(edits, config.validation, config.seed)
+    files = [{"name": p.name, "sha256": file_digest(p)} for p in args.data]
+    base = load_base(args.model, device=device, dtype=dtype)
+    folder = args.out.with_name(args.out.name + ".run")
+    if args.fresh and folder.exists():
+        shutil.rmtree(folder)
+    identity = json_digest(
+        {"files": files, "limit": args.limit, "kind": args.kind, "threads": torch.get_num_threads()}
+    )
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[numbers]}"),
+    )
+    quiet = not console.is_terminal
+    with Progress(*columns, console=console, disable=quiet) as bar:
+        task = bar.add_task("training", total=config.steps, numbers="preparing")
+
+        def report(event: Event) -> None:
+            bar.update(task, completed=event.step, numbers=_numbers(event))
+            if quiet and ("val" in event.values or event.step % 20 == 0):
+                console.print(f"{event.step}/{event.steps} {event.seconds:.0f}s {_numbers(event)}")
+
+        trainer = Trainer(
+            base,
+            train,
+            validation,
+            config,
+            folder,
+            data_digest=identity,
+            minutes=args.minutes,
+            report=report,
+            accelerator=accelerator,
+        )
+        editor = trainer.run()
+    if accelerator is not None and not accelerator.is_main_process:
+        return 0
+    digest = editor.save(args.out)
+    card = write_card(args, argv, config, trainer, digest, files, len(train), len(validation))
+    if args.json:
+        print(json.dumps(card))  # noqa: T201 - the command's voice
+    else:
+        console.print(f"wrote {args.out} ({digest})")
+    return 0
+
+
+def limited(edits: list[Any], limit: int | None, seed: int) -> list[Any]:
+    """`limit` edits drawn by seed; all of them, shuffled, without a limit."""
+    random.Random(f"limit:{seed}").shuffle(edits)  # noqa: S311 - sampling, not secrets
+    return edits if limit is None else edits[:limit]
+
+
+def _accelerator(device: str) -> Any:
+    """An accelerator when started by ``accelerate launch``, else None."""
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        return None
+    from accelerate import Accelerator  # noqa: PLC0415 - a slow import, rarely needed
+
+    return Accelerator(cpu=device == "cpu")
+
+
+def _numbers(event: Event) -> str:
+    v = event.values
+    shown = [f"loss {v['loss']:.3f}", f"ES {v['es']:.2f} GS {v['gs']:.2f} LS {v['ls']:.2f}"]
+    shown += [f"{k[3:]} {x:.3f}" for k, x in v.items() if k.startswith("val") and len(k) > 3]  # noqa: PLR2004 - beyond the plain "val"
+    return "  ".join(shown)

@@ -1,0 +1,122 @@
+"""Settings of a training run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from mend_core.errors import TrainingError
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """Everything that decides the weights of a run, beside the data and the base.
+
+    Attributes:
+        method: Which editor.
+        editor: Fields of the method's own config (`MendConfig`, `MalmenConfig`).
+        matrices: Name patterns; None for the family's default.
+        seed: Of initial weights and of every draw.
+        steps: Optimiser steps.
+        max_edits: Batch sizes are drawn log-uniformly from 1 to this.
+        per_step: Small batches are grouped until a step sees about this many edits.
+        c_edit: Weight of the edit loss (paper: 0.1).
+        c_loc: Weight of the locality loss (paper: 1).
+        lr: Adam's rate for the networks (paper: 1e-6 over 500,000 steps; short runs need more).
+        lr_lr: Rate of the learned step sizes.
+        decay: Cosine decay of both rates to a tenth over `steps`.
+        clip: Largest gradient norm.
+        accumulate: Steps whose gradients are averaged before an update (paper: 10).
+        released: Reproduce the released training code: 11 steps, then 10, each divided by 10; the
+            learned step sizes move at `lr`; the normaliser runs along with training.
+        warm_up: Examples that fix the normaliser before the first step (rows are made at the base,
+            so their statistics do not depend on training). Ignored when `released`.
+        validation: Edits held out.
+        validate_every: Steps between validations.
+        patience: Validations without a better score before stopping; 0 never stops early.
+        checkpoint_every: Steps between checkpoints.
+        max_rephrases: Rephrases per edit that training draws from.
+        cache_bytes: Memory for prepared examples.
+    """
+
+    method: Literal["mend", "malmen"] = "mend"
+    editor: dict[str, Any] = field(default_factory=dict)
+    matrices: tuple[str, ...] | None = None
+    seed: int = 0
+    steps: int = 2000
+    max_edits: int = 25
+    per_step: int = 10
+    c_edit: float = 0.1
+    c_loc: float = 1.0
+    lr: float = 1e-4
+    lr_lr: float = 1e-4
+    decay: bool = True
+    clip: float = 100.0
+    accumulate: int = 1
+    released: bool = False
+    warm_up: int = 256
+    validation: int = 100
+    validate_every: int = 200
+    patience: int = 0
+    checkpoint_every: int = 100
+    max_rephrases: int = 2
+    cache_bytes: int = 1 << 31
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        plain = asdict(self)
+        plain["matrices"] = None if self.matrices is None else list(self.matrices)
+        return plain
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str = "config") -> TrainConfig:
+        """From JSON, types checked.
+
+        Raises:
+            TrainingError: An unknown field or a value of the wrong type or range.
+        """
+        defaults = cls()
+        known = {f.name for f in fields(cls)}
+        for name, value in values.items():
+            if name not in known:
+                raise TrainingError(
+                    f"{source}: unknown setting {name!r}; known: {', '.join(sorted(known))}"
+                )
+            default = getattr(defaults, name)
+            if isinstance(default, (int, float)) and not isinstance(default, bool):
+                good = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+                if isinstance(default, int):
+                    good = good and float(value).is_integer()
+            elif name == "matrices":
+                good = value is None or all(isinstance(v, str) for v in value)
+            else:
+                good = isinstance(value, type(default))
+            if not good:
+                raise TrainingError(f"{source}: setting {name!r} cannot be {value!r}")
+        values = dict(values)
+        if values.get("matrices") is not None:
+            values["matrices"] = tuple(values["matrices"])
+        config = cls(**values)
+        for name in ("steps", "max_edits", "per_step", "accumulate", "validate_every", "warm_up"):
+            if getattr(config, name) < 1:
+                raise TrainingError(f"{source}: setting {name!r} must be at least 1")
+        if config.method not in ("mend", "malmen"):
+            raise TrainingError(f"{source}: method {config.method!r} is not trained; mend, malmen")
+        return config
+
+    @classmethod
+    def load(cls, path: Path) -> TrainConfig:
+        """From a JSON file.
+
+        Raises:
+            TrainingError: Missing, not JSON, or see `from_dict`.
+        """
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise TrainingError(f"cannot read the settings in {path}: {error}") from error
+        if not isinstance(values, dict):
+            raise TrainingError(f"{path}: expected an object of settings")
+        return cls.from_dict(values, str(path))

@@ -1,0 +1,311 @@
+"""The training loop: one function of (base, data, settings), whatever interrupts it."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mend_core.datasets import Edit
+from mend_core.editors.base import FactorEditor
+from mend_core.errors import TrainingError
+from mend_core.models import Base
+from mend_core.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from mend_core.training.config import TrainConfig
+from mend_core.training.examples import Example, ExampleCache
+from mend_core.training.methods import make_trainable
+from mend_core.training.objective import choose_items, evaluate
+from mend_core.training.trainable import Trainable
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What a progress display needs to know.
+
+    Attributes:
+        step: Steps done.
+        steps: Steps to do.
+        seconds: Spent so far, over all resumes.
+        values: Newest numbers: loss, edit, locality, es, gs, ls, val_es, …
+    """
+
+    step: int
+    steps: int
+    seconds: float
+    values: dict[str, float]
+
+
+class Trainer:
+    """Trains one editor in a folder it can resume from.
+
+    Args:
+        base: The base, untouched.
+        train: Training edits.
+        validation: Held-out edits.
+        config: Settings.
+        folder: Where checkpoint and metrics go; a checkpoint found there is resumed.
+        data_digest: Of the files the edits came from.
+        minutes: Stop after this much time over all resumes; None for no limit. Settings do not
+            depend on it, so a run that ends by `steps` gives the same weights however slow.
+        report: Called after every step.
+        accelerator: An `accelerate.Accelerator` for several processes, or None.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        train: Sequence[Edit],
+        validation: Sequence[Edit],
+        config: TrainConfig,
+        folder: Path,
+        *,
+        data_digest: str,
+        minutes: float | None = None,
+        report: Callable[[Event], None] = lambda _event: None,
+        accelerator: Any = None,
+    ) -> None:
+        self.base, self.config, self.folder = base, config, folder
+        self.minutes, self.report, self.accelerator = minutes, report, accelerator
+        matrices = base.matrices(config.matrices)
+        self.matrices = matrices
+        shapes = {m.name: (m.d_out, m.d_in) for m in matrices}
+        self.trainable: Trainable = make_trainable(base, config, shapes)
+        options: dict[str, Any] = {
+            "tokens": self.trainable.tokens,
+            "max_bytes": config.cache_bytes,
+            "max_rephrases": config.max_rephrases,
+        }
+        self.train = ExampleCache(base, matrices, train, **options)
+        self.validation = ExampleCache(base, matrices, validation, **options)
+        rate = config.lr if config.released else config.lr_lr
+        self.parameters = [p for p in self.trainable.module.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.Adam(self.trainable.groups(config.lr, rate))
+        self.identity = {
+            "settings": config.to_dict(),
+            "base": base.digest,
+            "data": data_digest,
+            "processes": self._processes,
+        }
+        self.progress = Progress()
+        self.best: dict[str, Tensor] = {}
+
+    def run(self) -> FactorEditor:
+        """Train (or go on training) to the end and return the best editor.
+
+        Raises:
+            TrainingError: The checkpoint is of another run, or the loss stopped being a number.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        checkpoint = self.folder / "checkpoint.safetensors"
+        if checkpoint.is_file():
+            self.progress, self.best = load_checkpoint(
+                checkpoint, self.identity, self.trainable.module, self.optimiser
+            )
+        elif not self.config.released:
+            self._warm_up()
+        started = time.monotonic() - self.progress.seconds
+        while not self._done():
+            values = self._step(self.progress.step)
+            self.progress.step += 1
+            step = self.progress.step
+            self.progress.seconds = time.monotonic() - started
+            last = step >= self.config.steps or self._out_of_time()
+            if step % self.config.validate_every == 0 or last:
+                values |= self._validate()
+            self._log(step, values)
+            self.report(Event(step, self.config.steps, self.progress.seconds, values))
+            if step % self.config.checkpoint_every == 0 or last or self._done():
+                self.progress.finished = last or self._done()
+                self._save(checkpoint)
+        return self.finish()
+
+    def finish(self) -> FactorEditor:
+        """The editor of the best validation, grid calibrated."""
+        if self.best:
+            self.trainable.module.load_state_dict(self.best)
+        samples = [e for e in map(self.train.get, range(min(256, len(self.train.edits)))) if e]
+        return self.trainable.editor(samples)
+
+    @property
+    def _processes(self) -> int:
+        return 1 if self.accelerator is None else int(self.accelerator.num_processes)
+
+    @property
+    def _rank(self) -> int:
+        return 0 if self.accelerator is None else int(self.accelerator.process_index)
+
+    def _done(self) -> bool:
+        p, c = self.progress, self.config
+        return p.finished or p.step >= c.steps or (c.patience > 0 and p.stale >= c.patience)
+
+    def _out_of_time(self) -> bool:
+        return self.minutes is not None and self.progress.seconds >= 60 * self.minutes
+
+    def _warm_up(self) -> None:
+        wanted = min(self.config.warm_up, len(self.train.edits))
+        found = [e for e in map(self.train.get, range(wanted)) if e]
+        if not found:
+            raise TrainingError(f"none of the edits can be used: {self._first_error()}")
+        self.trainable.observe(found)
+
+    def _first_error(self) -> str:
+        return next((str(e) for e in self.train.errors.values()), "no edits")
+
+    def draw(self, step: int) -> tuple[list[list[Example]], list[Example], list[int]]:
+        """Groups of examples, one unrelated example and one pick per example, for a step.
+
+        A function of seed, step and process alone. Batch sizes are log-uniform; small ones are
+        repeated until about `per_step` edits are seen. All groups of a step have one size.
+        """
+        c = self.config
+        rng = random.Random(f"{c.seed}:{step}:{self._rank}")  # noqa: S311 - sampling, not secrets
+        size = min(c.max_edits, len(self.train.edits))
+        n = min(size, math.floor(math.exp(rng.uniform(0.0, math.log(size + 1)))))
+        groups = []
+        for _ in range(max(1, c.per_step // n)):
+            group = self._some(rng, n)
+            if len(group) == n:
+                groups.append(group)
+        if not groups:
+            raise TrainingError(f"too few usable edits for batches of {n}: {self._first_error()}")
+        number = sum(map(len, groups))
+        others = self._some(rng, number, distinct=False)
+        return groups, others, [rng.randrange(1 << 16) for _ in range(number)]
+
+    def _some(self, rng: random.Random, n: int, *, distinct: bool = True) -> list[Example]:
+        """`n` usable examples; fewer if there are not so many."""
+        found: list[Example] = []
+        seen: set[int] = set()
+        for _ in range(20 * n + 20):
+            if len(found) == n:
+                break
+            number = rng.randrange(len(self.train.edits))
+            if distinct and number in seen:
+                continue
+            seen.add(number)
+            example = self.train.get(number)
+            if example is not None:
+                found.append(example)
+        return found
+
+    def _rate(self, step: int) -> float:
+        if not self.config.decay or self.config.released:
+            return 1.0
+        share = min(1.0, step / self.config.steps)
+        return 0.1 + 0.45 * (1 + math.cos(math.pi * share))
+
+    def _boundary(self, step: int) -> bool:
+        """Whether an update follows this step (released: after 11 steps, then every 10)."""
+        if self.config.released:
+            return step > 0 and step % self.config.accumulate == 0
+        return (step + 1) % self.config.accumulate == 0
+
+    def _step(self, step: int) -> dict[str, float]:
+        c = self.config
+        groups, others, picks = self.draw(step)
+        if c.released:
+            self.trainable.observe([e for group in groups for e in group])
+        items = choose_items([e for g in groups for e in g], others, picks)
+        result = evaluate(self.base, self.matrices, self.trainable.pairs(groups), items)
+        loss = c.c_edit * result.edit + c.c_loc * result.locality
+        finite = bool(torch.isfinite(loss.detach()))
+        if finite:
+            (loss / c.accumulate).backward()  # type: ignore[no-untyped-call] # torch's stub
+        norm = 0.0
+        if self._boundary(step):
+            norm = self._update(step)
+        return {
+            "loss": float(loss.detach()),
+            "edit": float(result.edit.detach()),
+            "locality": float(result.locality.detach()),
+            "es": result.es,
+            "gs": result.gs,
+            "ls": result.ls,
+            "edits": float(len(groups[0])),
+            "grad_norm": norm,
+        }
+
+    def _update(self, step: int) -> float:
+        grads = [p for p in self.parameters if p.grad is not None]
+        if self.accelerator is not None and self._processes > 1:
+            for p in self.parameters:  # every process must take part, gradient or not
+                grad = torch.zeros_like(p) if p.grad is None else p.grad
+                p.grad = self.accelerator.reduce(grad, reduction="mean")
+        norm = float(torch.nn.utils.clip_grad_norm_(grads, self.config.clip)) if grads else 0.0
+        if math.isfinite(norm):  # a NaN or Inf gradient is dropped, as the reference does
+            rate = self._rate(step)
+            initial = (self.config.lr, self.config.lr if self.config.released else self.config.lr_lr)
+            for group, lr in zip(self.optimiser.param_groups, initial, strict=True):
+                group["lr"] = lr * rate
+            self.optimiser.step()
+        self.optimiser.zero_grad()
+        return norm
+
+    def _validate(self) -> dict[str, float]:
+        """Scores on held-out edits at batch sizes 1, about 5 and the largest trained for."""
+        usable = [e for e in map(self.validation.get, range(len(self.validation.edits))) if e]
+        if not usable:
+            raise TrainingError("none of the validation edits can be used")
+        values: dict[str, float] = {}
+        sizes = sorted({1, min(5, self.config.max_edits), min(self.config.max_edits, len(usable))})
+        scores = []
+        for n in sizes:
+            totals = [0.0, 0.0, 0.0]
+            batches = [usable[i : i + n] for i in range(0, len(usable) - n + 1, n)]
+            per = max(1, 16 // n)
+            for i in range(0, len(batches), per):
+                groups = batches[i : i + per]
+                flat = [e for g in groups for e in g]
+                others = [usable[(usable.index(e) + n) % len(usable)] for e in flat]
+                with torch.no_grad():
+                    items = choose_items(flat, others, [0] * len(flat))
+                    pairs = self.trainable.pairs(groups)
+                    r = evaluate(self.base, self.matrices, pairs, items)
+                for k, value in enumerate((r.es, r.gs, r.ls)):
+                    totals[k] += value * len(flat)
+            es, gs, ls = (t / (len(batches) * n) for t in totals)
+            hm = 3 / sum(1 / max(v, 1e-6) for v in (es, gs, ls))
+            scores.append(hm)
+            values |= {f"val{n}_es": es, f"val{n}_gs": gs, f"val{n}_ls": ls, f"val{n}_hm": hm}
+        score = sum(scores) / len(scores)
+        values["val"] = score
+        if score > self.progress.best:
+            self.progress.best, self.progress.best_step = score, self.progress.step
+            self.progress.stale = 0
+            self.best = {
+                k: v.detach().clone() for k, v in self.trainable.module.state_dict().items()
+            }
+        else:
+            self.progress.stale += 1
+        return values
+
+    def _log(self, step: int, values: dict[str, float]) -> None:
+        if self._rank != 0:
+            return
+        record = {"step": step, "seconds": round(self.progress.seconds, 3)}
+        record |= {k: round(v, 6) for k, v in values.items()}
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def _save(self, path: Path) -> None:
+        if self._rank == 0:
+            save_checkpoint(
+                path,
+                self.identity,
+                self.progress,
+                self.trainable.module,
+                self.optimiser,
+                self.best,
+            )
+        if self.accelerator is not None:
+            self.accelerator.wait_for_everyone()
+
+

@@ -1,0 +1,35 @@
+"""Which trainable a method's name stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mend_core.editors.mend import MendConfig
+from mend_core.errors import TrainingError
+from mend_core.models import Base
+from mend_core.training.config import TrainConfig
+from mend_core.training.trainable import MendTrainable, Trainable
+
+
+def make_trainable(
+    base: Base, config: TrainConfig, shapes: Mapping[str, tuple[int, int]]
+) -> Trainable:
+    """The method of `config` for matrices of these shapes.
+
+    Raises:
+        TrainingError: The method's own settings have an unknown field.
+    """
+    if config.method == "mend":
+        return MendTrainable(base, _mend(config), shapes, config.seed)
+    raise TrainingError(f"method {config.method!r} is not trained")
+
+
+def _mend(config: TrainConfig) -> MendConfig:
+    options: dict[str, Any] = dict(config.editor)
+    try:
+        if config.released:
+            return MendConfig.as_released(**options)
+        return MendConfig(**options)
+    except TypeError as error:
+        raise TrainingError(f"settings of the editor: {error}") from error
