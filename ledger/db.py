@@ -1,0 +1,169 @@
+"""Connections and transactions.
+
+Every ledger function takes a `Connection` in a transaction that the caller opens with `transaction`;
+so several of them can be made one change. Connection trouble comes out as `DatabaseDown` with words
+a person can use; `retrying` repeats a function that is safe to repeat.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, TypeVar, cast
+
+import psycopg
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from ledger.errors import DatabaseDown
+from ledger.home import normalise_url
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_SECONDS = 5
+RETRY_ATTEMPTS = 5
+RETRY_FIRST_SECONDS = 0.1
+WAIT_POLL_SECONDS = 0.05
+_RETRYABLE_STATES = frozenset({"40001", "40P01"})  # serialization failure, deadlock
+
+
+def engine_from_url(
+    url: str, *, pool_size: int = 5, application_name: str = "mend", echo: bool = False
+) -> Engine:
+    """An engine for a Postgres URL; connects on first use.
+
+    Dead pooled connections are found by a ping before use, half-open ones by TCP keep-alives.
+    """
+    engine = create_engine(
+        normalise_url(url),
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        pool_pre_ping=True,
+        pool_timeout=30,
+        echo=echo,
+        connect_args={
+            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            "application_name": application_name,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 20_000,  # milliseconds
+        },
+    )
+
+    @event.listens_for(engine, "connect")
+    def _utc(connection: Any, _record: Any) -> None:
+        # Timestamps come back in UTC whatever the server's setting.
+        with connection.cursor() as cursor:
+            cursor.execute("SET TIME ZONE 'UTC'")
+        connection.commit()
+
+    return engine
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Connection]:
+    """One transaction: committed at the end, rolled back on any error.
+
+    Raises:
+        DatabaseDown: The server does not answer or the connection was lost. The transaction may or may
+            not have been committed when the connection was lost during commit: repeat only what
+            is idempotent.
+    """
+    try:
+        with engine.begin() as connection:
+            yield connection
+    except PoolTimeout as error:
+        raise _down(engine, error) from error
+    except DBAPIError as error:
+        # psycopg files deadlocks and serialization failures under OperationalError too.
+        if getattr(error.orig, "sqlstate", None) in _RETRYABLE_STATES:
+            raise
+        if error.connection_invalidated or isinstance(error.orig, psycopg.OperationalError):
+            raise _down(engine, error) from error
+        raise
+    except psycopg.OperationalError as error:  # from a COPY on the raw connection
+        raise _down(engine, error) from error
+
+
+def retrying(
+    engine: Engine,
+    function: Callable[[Connection], T],
+    *,
+    attempts: int = RETRY_ATTEMPTS,
+    first_delay: float = RETRY_FIRST_SECONDS,
+) -> T:
+    """Run `function` in a transaction, again after lost connections, deadlocks and restarts.
+
+    Only for functions that are safe to run twice (claims, renewals, anything with its own key): after a
+    lost connection the first try may have been committed.
+
+    Raises:
+        DatabaseDown: Still down after the last attempt.
+    """
+    for attempt in range(attempts):
+        try:
+            with transaction(engine) as connection:
+                return function(connection)
+        except DatabaseDown:
+            if attempt == attempts - 1:
+                raise
+        except DBAPIError as error:
+            state = getattr(error.orig, "sqlstate", None)
+            if state not in _RETRYABLE_STATES or attempt == attempts - 1:
+                raise
+        delay = first_delay * 2**attempt
+        time.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not secrecy
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def wait_for_database(engine: Engine, timeout: float) -> None:
+    """Wait until the server answers.
+
+    Raises:
+        DatabaseDown: It does not within `timeout` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            with transaction(engine) as connection:
+                connection.execute(text("SELECT 1"))
+        except DatabaseDown:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(WAIT_POLL_SECONDS)
+        else:
+            return
+
+
+def raw(connection: Connection) -> psycopg.Connection[Any]:
+    """The psycopg connection below, in the same transaction (for COPY)."""
+    driver = connection.connection.driver_connection
+    assert driver is not None
+    return cast("psycopg.Connection[Any]", driver)
+
+
+def database_now(connection: Connection) -> datetime:
+    """The database's clock: the only one that counts."""
+    return cast("datetime", connection.execute(text("SELECT clock_timestamp()")).scalar_one())
+
+
+def _down(engine: Engine, error: Exception) -> DatabaseDown:
+    url = make_url(str(engine.url))
+    where = url.query.get("host") or url.host or "the local socket"
+    if isinstance(error, PoolTimeout):
+        return DatabaseDown(
+            f"no free connection to Postgres at {where} within 30 s: too many at once; try again"
+        )
+    orig = getattr(error, "orig", None) or error
+    lines = str(orig).strip().splitlines()
+    reason = lines[0] if lines else type(orig).__name__
+    return DatabaseDown(
+        f"Postgres at {where}, database {url.database!r}, does not answer ({reason}): "
+        "check that it runs (mend status), then try again"
+    )
