@@ -1,0 +1,136 @@
+"""What every step of a worker's work has at hand."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+from uuid import UUID
+
+from ledger import db
+from ledger import leases as lease_rows
+from ledger.errors import StaleFence
+from ledger.records import Committed, Lease, VersionDraft
+from sqlalchemy import Connection, Engine
+
+from workers import faults
+from workers.lease_keeper import LeaseKeeper, LeaseLost, die
+from workers.runtime import WarmModels
+from workers.settings import Settings
+
+T = TypeVar("T")
+
+
+class Stopping(Exception):
+    """A graceful stop was asked for; claims go back, nothing is counted against an edit."""
+
+
+@dataclass(eq=False)
+class Context:
+    """One working process.
+
+    Attributes:
+        config: Its settings.
+        engine: Its connections to the ledger.
+        worker: Its instance in the ledger's registry: fresh per process, so that two workers of
+            the same name stay two.
+        models: Its warm models.
+        stopping: Set when a graceful stop was asked for.
+        on_lost: What to do when a lease cannot be kept; ends the process outside tests.
+    """
+
+    config: Settings
+    engine: Engine
+    worker: UUID
+    models: WarmModels
+    stopping: threading.Event = field(default_factory=threading.Event)
+    on_lost: Callable[[str], None] = die
+
+    @property
+    def actor(self) -> str:
+        """Who the audit trail names."""
+        return f"worker:{self.config.name}"
+
+    def check(self) -> None:
+        """Leave here if a graceful stop was asked for.
+
+        Raises:
+            Stopping: It was.
+        """
+        if self.stopping.is_set():
+            raise Stopping
+
+    def transact(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in one transaction."""
+        with db.transaction(self.engine) as conn:
+            return work(conn)
+
+    def keep(self, renew: Callable[[Connection], object], taken_at: float) -> LeaseKeeper:
+        """A keeper for anything that is renewed by a transaction (a chunk, a job)."""
+
+        def beat() -> None:
+            try:
+                self.transact(renew)
+            except StaleFence as error:
+                raise LeaseLost(str(error)) from error
+
+        return LeaseKeeper(
+            beat, ttl=self.config.lease_seconds, taken_at=taken_at, on_lost=self.on_lost
+        )
+
+
+class Held:
+    """A model's lease, kept alive by a heartbeat while it is held."""
+
+    def __init__(self, context: Context, lease: Lease, taken_at: float) -> None:
+        self.context = context
+        self._lease = lease
+        # A commit changes the fence: a renewal in between would carry the old one and look stale.
+        self._swap = threading.Lock()
+        self.keeper = LeaseKeeper(
+            self._renew,
+            ttl=context.config.lease_seconds,
+            taken_at=taken_at,
+            on_lost=context.on_lost,
+        )
+
+    @property
+    def lease(self) -> Lease:
+        """The lease with its present fence."""
+        return self._lease
+
+    def _renew(self) -> None:
+        with self._swap:
+            try:
+                self._lease = self.context.transact(
+                    lambda conn: lease_rows.renew(conn, self._lease)
+                )
+            except StaleFence as error:
+                raise LeaseLost(str(error)) from error
+
+    def commit(self, commit: Callable[[Connection, Lease, VersionDraft], Committed], draft: VersionDraft) -> Committed:
+        """Commit a version and go on with the lease's next fence."""
+        with self._swap:
+            faults.point("before-commit")
+            committed = self.context.transact(lambda conn: commit(conn, self._lease, draft))
+            self._lease = committed.lease
+        faults.point("after-commit")
+        return committed
+
+    @staticmethod
+    def take(context: Context, model_id: int) -> Held | None:
+        """Take a model's lease, or None where somebody else has it."""
+        asked_at = time.monotonic()
+        lease = context.transact(
+            lambda conn: lease_rows.take(
+                conn, model_id, context.worker, ttl=context.config.lease_seconds
+            )
+        )
+        return None if lease is None else Held(context, lease, asked_at)
+
+    def release(self) -> None:
+        """Give the lease back."""
+        with self._swap:
+            self.context.transact(lambda conn: lease_rows.release(conn, self._lease))

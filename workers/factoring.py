@@ -1,0 +1,159 @@
+"""Factors of a batch, computed in chunks by whichever workers are free.
+
+Factors are independent of one another, so a batch is cut into chunks that any worker may take; the
+worker that holds the model's lease takes chunks like everybody else, waits for the last ones, and
+composes. A factor is content-addressed: computing one twice gives the same digest (DESIGN 2.2).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+from ledger import chunks as chunk_rows
+from ledger import models as model_rows
+from ledger.errors import LedgerError, StaleFence
+from ledger.events import Listener
+from ledger.records import Chunk, FactorRecord
+from mend_core.datasets.edit import Edit
+from mend_core.errors import EditError, NonFinite
+from mend_core.factors import FactorRows, GridRows
+from sqlalchemy import Connection
+
+from workers import faults
+from workers.context import Context
+from workers.runtime import WarmModel, core_edit
+
+log = logging.getLogger("mend.factor")
+
+WAIT_SECONDS = 0.5
+"""How long the composing worker waits for news of others' chunks before it looks by itself."""
+
+
+def _encode(warm: WarmModel, factor: FactorRows | EditError) -> GridRows | EditError:
+    if isinstance(factor, EditError):
+        return factor
+    try:
+        return warm.editor.grid.encode(factor)
+    except NonFinite as error:
+        return error
+
+
+def compute(warm: WarmModel, edits: Sequence[Edit]) -> list[GridRows | EditError]:
+    """Grid rows of every edit, in order; what is wrong with one edit is that edit's result.
+
+    An error that names no edit is hunted by computing each edit alone: the one that still raises is
+    the one at fault.
+    """
+    try:
+        found = warm.editor.factor(warm.base, edits, prefix=warm.prefix)
+    except (MemoryError, RuntimeError, ValueError, IndexError, KeyError) as error:
+        if len(edits) == 1:
+            return [EditError(edits[0].id, f"factor extraction failed: {error}")]
+        log.warning("a chunk of %d edits failed (%s); trying each alone", len(edits), error)
+        return [compute(warm, [edit])[0] for edit in edits]
+    return [_encode(warm, factor) for factor in found]
+
+
+def factor_record(factor: GridRows) -> FactorRecord:
+    """What the ledger keeps of a stored factor."""
+    return FactorRecord(
+        edit_id=int(factor.edit_id),
+        digest=factor.digest,
+        rows=sum(len(rows) for rows in factor.rows.values()),
+        bytes=factor.nbytes,
+        clipped=factor.clipped,
+    )
+
+
+def run_chunk(context: Context, warm: WarmModel, chunk: Chunk, taken_at: float) -> int:
+    """Compute and record one chunk's factors.
+
+    Returns:
+        How many factors were recorded; 0 also where the chunk was lost to somebody else.
+    """
+    edits = [core_edit(edit) for edit in chunk.edits]
+    with context.keep(lambda conn: chunk_rows.renew(conn, chunk), taken_at):
+        faults.point("mid-factor")
+        found = compute(warm, edits)
+        good = [factor for factor in found if isinstance(factor, GridRows)]
+        warm.factors.put_many(good)
+        faults.point("after-factor")
+    records = [factor_record(factor) for factor in good]
+    bad = {int(e.edit_id): str(e) for e in found if isinstance(e, EditError)}
+
+    def record(conn: Connection) -> int:
+        done = chunk_rows.record(conn, chunk, records)
+        if bad:
+            chunk_rows.fail_edits(conn, chunk, bad)
+        return done
+
+    try:
+        return context.transact(record)
+    except StaleFence:
+        log.info("chunk of batch %d was taken over; its factors are kept", chunk.batch_id)
+        return 0
+
+
+def help_any(context: Context) -> bool:
+    """Take one chunk of any batch; False where there is none to take."""
+    asked_at = time.monotonic()
+    chunk = context.transact(
+        lambda conn: chunk_rows.take(
+            conn,
+            context.worker,
+            limit=context.config.chunk_edits,
+            ttl=context.config.lease_seconds,
+        )
+    )
+    if chunk is None:
+        return False
+    try:
+        model = context.transact(lambda conn: model_rows.get(conn, chunk.model_id))
+        warm = context.models.get(model)
+        run_chunk(context, warm, chunk, asked_at)
+    except BaseException:
+        # Whatever ends us, the chunk is somebody else's now rather than after its lease ran out.
+        with suppress(LedgerError):
+            context.transact(lambda conn: chunk_rows.give_back(conn, chunk))
+        raise
+    return True
+
+
+def run_batch(context: Context, warm: WarmModel, batch_id: int) -> None:
+    """See every factor of a batch computed, here or elsewhere.
+
+    Raises:
+        Stopping: A graceful stop was asked for between two chunks.
+        StoreFull: No room for factors.
+    """
+    listener: Listener | None = None
+    try:
+        while True:
+            context.check()
+            asked_at = time.monotonic()
+            chunk = context.transact(
+                lambda conn: chunk_rows.take(
+                    conn,
+                    context.worker,
+                    limit=context.config.chunk_edits,
+                    ttl=context.config.lease_seconds,
+                    batch_id=batch_id,
+                )
+            )
+            if chunk is not None:
+                run_chunk(context, warm, chunk, asked_at)
+                continue
+            if listener is None:
+                # Listen before the look that decides, so that no news falls between the two.
+                listener = Listener(context.config.database_url)
+                listener.__enter__()
+            progress = context.transact(lambda conn: chunk_rows.progress(conn, batch_id))
+            if progress.pending == 0:
+                return
+            listener.wait(WAIT_SECONDS)
+    finally:
+        if listener is not None:
+            listener.__exit__(None, None, None)

@@ -1,0 +1,45 @@
+"""``collect``: free the files that no alias, parent chain, hold or live edit needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ledger import retention
+from ledger.records import Job
+from mend_core.factors import FactorStore, VersionStore
+from sqlalchemy import Connection
+
+from workers.context import Context
+from workers.jobs.payload import field, model_of
+
+KEEP_LAST_DEFAULT = 10
+GRACE_SECONDS = 3600.0
+"""Files younger than this stay: a worker may be about to commit what they belong to."""
+
+
+def collect(context: Context, job: Job) -> Mapping[str, Any]:
+    """Collect a model's old versions, then every file nobody needs.
+
+    Payload: ``keep_last`` (versions kept beside those that are needed), ``grace_seconds``.
+    """
+    model = model_of(context, job)
+    keep = field(job, "keep_last", int, KEEP_LAST_DEFAULT)
+    grace = float(job.payload.get("grace_seconds", GRACE_SECONDS))
+
+    def mark(conn: Connection) -> list[int]:
+        old = retention.collectable(conn, model.id, keep_last=keep)
+        for version in old:
+            retention.mark_collected(conn, version.id, actor=context.actor)
+        return [version.number for version in old]
+
+    # Rows first: a version marked collected whose files are still there costs disk; the other way
+    # round a reader could be sent to files that are gone.
+    collected = context.transact(mark)
+    paths, factors = context.transact(
+        lambda conn: (retention.needed_paths(conn), retention.needed_factors(conn))
+    )
+    digests = {f"sha256:{path.rstrip('/').rpartition('/')[2]}" for path in paths}
+    dropped = VersionStore(context.config.versions).collect(digests, grace_seconds=grace)
+    freed = FactorStore(context.config.factors).collect(factors, grace_seconds=grace)
+    return {"collected": collected, "version_folders": len(dropped), "factors": len(freed)}

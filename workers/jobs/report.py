@@ -1,0 +1,101 @@
+"""``report``: one self-contained page on a version, and the same as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ledger import edits as edit_rows
+from ledger import gates as gate_rows
+from ledger import versions as version_rows
+from ledger.records import Edit, Job
+from mend_core.probes import report_dict, report_html
+from sqlalchemy import Connection
+
+from workers.context import Context
+from workers.jobs import JobInvalid
+from workers.jobs.payload import find_version, model_of
+
+FORMATS = ("html", "json")
+
+
+def _split(rows: list[dict[str, Any]]) -> tuple[list[Any], list[Any], list[Any]]:
+    """Stored probe rows back into the runs of version, parent and base."""
+    results = [{k: v for k, v in row.items() if k not in ("parent", "base")} for row in rows]
+    return results, [row["parent"] for row in rows], [row["base"] for row in rows]
+
+
+def report(context: Context, job: Job) -> Mapping[str, Any]:
+    """Write the report of a version from what the ledger kept; no model is loaded.
+
+    Payload: ``version`` (default "production"), ``format`` ("html" or "json"), ``path`` (absolute;
+    default: a file under the home folder's ``reports``).
+
+    Returns:
+        ``{"path", "format", "number", "report"}`` (``report`` is the JSON form).
+    """
+    style = job.payload.get("format", "html")
+    if style not in FORMATS:
+        raise JobInvalid(f"report: format {style!r} is not one of {', '.join(FORMATS)}")
+    model = model_of(context, job)
+    version, _ = find_version(context, model, job.payload.get("version", "production"))
+
+    def look(conn: Connection) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[Edit]]:
+        adds, removes = version_rows.changes(conn, version.id)
+        ids = [m.edit_id for m in (*adds, *removes)]
+        return (
+            list(gate_rows.probes(conn, version.id)),
+            list(gate_rows.decisions(conn, version.id)),
+            list(edit_rows.get_many(conn, ids)),
+        )
+
+    rows, decisions, edits = context.transact(look)
+    results, parents, bases = _split(rows)
+    decided = next((d["scores"].get("decision") for d in decisions if d.get("scores")), None)
+    said = report_dict(
+        {
+            "model": model.name,
+            "number": version.number,
+            "digest": version.digest,
+            "parent": version.parent_number,
+            "base_digest": version.base_digest,
+            "editor_digest": version.editor_digest,
+            "weights_digest": version.weights_digest,
+            "platform": version.platform,
+            "edit_count": version.edit_count,
+            "gate": version.gate.value,
+            "overridden_by": version.overridden_by,
+            "created_by": version.created_by,
+            "created_at": version.created_at.isoformat(),
+        },
+        edits=[
+            {
+                "id": e.id,
+                "prompt": e.prompt,
+                "target": e.target,
+                "state": e.state.value,
+                "reason": e.reason,
+                "source": e.source,
+                "submitted_by": e.submitted_by,
+                "content_digest": e.content_digest,
+            }
+            for e in edits
+        ],
+        results=results,
+        base_results=bases,
+        parent_results=parents,
+        decision=decided,
+        policy=dict(model.policy),
+    )
+    folder = context.config.home / "reports"
+    path = Path(job.payload.get("path") or folder / f"{model.name}-{version.number}.{style}")
+    if not path.is_absolute():
+        raise JobInvalid("report: field 'path' must be an absolute path on the worker's machine")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = report_html(said) if style == "html" else json.dumps(said, indent=2, sort_keys=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+    return {"path": str(path), "format": style, "number": version.number, "report": said}

@@ -1,0 +1,371 @@
+"""The main job: claim → factor → compose → write → commit → probe → gate → promote.
+
+Whatever kills the process, the ledger's rows say where to go on, and every step done twice gives
+the same thing: factors and versions are named by content, a commit is guarded by its fence, and a
+version that was committed but not yet judged is judged by whoever holds the lease next.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ledger import aliases as alias_rows
+from ledger import batches as batch_rows
+from ledger import chunks as chunk_rows
+from ledger import edits as edit_rows
+from ledger import gates as gate_rows
+from ledger import models as model_rows
+from ledger import queue
+from ledger import sweep as sweeping
+from ledger import versions as version_rows
+from ledger.errors import AliasProtected, BatchChanged, Conflict, StaleParent
+from ledger.records import Batch, Edit, Model, Plan, SetMember, Version, VersionDraft
+from mend_core.datasets.edit import Edit as CoreEdit
+from mend_core.errors import EditorError, ModelError, ProbeError, StoreError
+from mend_core.factors import platform_tag, weights_digest
+from mend_core.probes import Outcome
+from sqlalchemy import Connection
+
+from workers import faults, hooks, proving
+from workers.building import build, files_of, weights_of
+from workers.context import Context, Held, Stopping
+from workers.factoring import factor_record, help_any, run_batch
+from workers.jobs import run_one
+from workers.proving import Judge, Verdict
+from workers.runtime import WarmModel, core_edit
+
+log = logging.getLogger("mend.pipeline")
+
+REPLANS = 20
+"""Times one batch may be planned anew because something moved while its version was built."""
+
+
+def drain(context: Context, *, sweep_first: bool = False) -> None:
+    """Do everything that is due, until there is nothing left that this worker can do.
+
+    Raises:
+        Stopping: A graceful stop was asked for; everything taken was given back.
+        DatabaseDown: Postgres does not answer.
+    """
+    if sweep_first:
+        context.transact(lambda conn: sweeping.sweep(conn, actor=context.actor))
+        hooks.submit_due(context)
+    refused: set[int] = set()
+    while True:
+        context.check()
+        did = run_one(context)
+        for model_id in context.transact(queue.ready):
+            if model_id not in refused:
+                worked = _model(context, model_id)
+                did = did or worked is True
+                if worked is None:
+                    refused.add(model_id)
+        did = help_any(context) or did
+        if not did:
+            return
+
+
+def _model(context: Context, model_id: int) -> bool | None:
+    """Work on one model as long as it has work.
+
+    Returns:
+        True where something was done, False where another worker has the lease, None where the
+        model cannot be worked on now (said in the log; the next sweep tries again).
+    """
+    held = Held.take(context, model_id)
+    if held is None:
+        return False
+    with held.keeper:
+        try:
+            return _under_lease(context, held, model_id)
+        finally:
+            held.keeper.stop()
+            _give_back(held)
+
+
+def _give_back(held: Held) -> None:
+    try:
+        held.release()
+    except Conflict as error:
+        log.info("lease was already gone: %s", error)
+
+
+def _under_lease(context: Context, held: Held, model_id: int) -> bool | None:
+    faults.point("after-lease")
+    model = context.transact(lambda conn: model_rows.get(conn, model_id))
+    did = False
+    while True:
+        batch = context.transact(lambda conn: batch_rows.current(conn, model_id))
+        if batch is None:
+            context.check()
+            claim = context.transact(
+                lambda conn: queue.claim(conn, held.lease, limit=context.config.batch_edits)
+            )
+            if claim is None:
+                return did
+            batch = claim.batch
+            log.info("model %s: batch %d of %d edits", model.name, batch.id, batch.size)
+        faults.point("after-claim")
+        try:
+            Build(context, held, model, batch).run()
+        except Stopping:
+            _return(context, held, batch, "the worker is stopping")
+            raise
+        except (ModelError, EditorError, ProbeError) as error:
+            log.error("model %s cannot be worked on: %s", model.name, error)  # noqa: TRY400 - the message is for a person
+            _return(context, held, batch, str(error))
+            return None
+        except (StoreError, OSError) as error:
+            log.error("model %s: %s; trying again at the next sweep", model.name, error)  # noqa: TRY400 - the message is for a person
+            _return(context, held, batch, str(error))
+            return None
+        did = True
+
+
+def _return(context: Context, held: Held, batch: Batch, reason: str) -> None:
+    context.transact(
+        lambda conn: queue.return_claim(
+            conn, held.lease, batch.id, actor=context.actor, reason=reason
+        )
+    )
+
+
+class Build:
+    """One batch on its way to a version.
+
+    Args:
+        context: The working process.
+        held: The model's lease.
+        model: The model.
+        batch: The open batch; anything of it may already have been done by a worker that died.
+    """
+
+    def __init__(self, context: Context, held: Held, model: Model, batch: Batch) -> None:
+        self.context = context
+        self.held = held
+        self.model = model
+        self.batch = batch
+        self.warm: WarmModel = context.models.get(model)
+
+    def run(self) -> None:
+        """Bring the batch to its end."""
+        run_batch(self.context, self.warm, self.batch.id)
+        for _ in range(REPLANS):
+            self.context.check()
+            version = self._unjudged()
+            try:
+                if version is None:
+                    version = self._commit()
+            except (StaleParent, BatchChanged) as moved:
+                log.info("batch %d: %s", self.batch.id, moved)
+                continue
+            if version is None:
+                self.context.transact(self._finish)
+                return
+            if self._prove(version):
+                return
+        raise ProbeError(
+            f"batch {self.batch.id} of model {self.model.name} was planned {REPLANS} times without "
+            "an end; look at its versions with `mend versions`"
+        )
+
+    def _finish(self, conn: Connection) -> None:
+        batch_rows.finish(conn, self.held.lease, self.batch.id, actor=self.context.actor)
+
+    def _unjudged(self) -> Version | None:
+        """The version of this batch that was committed but not judged, if any."""
+        newest: Sequence[Version] = self.context.transact(
+            lambda conn: version_rows.list_versions(conn, self.model.id)
+        )
+        for version in newest:
+            if version.batch_id == self.batch.id and version.gate.value == "pending":
+                return version
+        return None
+
+    def _commit(self) -> Version | None:
+        """Build, write and commit the batch's version; None where nothing is left to add."""
+
+        def look(conn: Connection) -> tuple[Plan, list[SetMember]]:
+            plan = version_rows.plan(conn, self.held.lease, batch_id=self.batch.id)
+            return plan, list(version_rows.live_set(conn, plan.parent.id))
+
+        plan, parent_set = self.context.transact(look)
+        if not plan.adds and not plan.removes:
+            return None
+        return commit_plan(
+            self.context, self.held, self.warm, plan, parent_set, batch_id=self.batch.id
+        )
+
+    def _prove(self, version: Version) -> bool:
+        """Judge a committed version; True where the batch is decided.
+
+        The verdict and what follows from it are one transaction: a version is either unjudged, and
+        judged again by whoever comes next, or all the way done.
+        """
+        faults.point("before-gate")
+        judge, edits, members = judge_of(self.context, self.warm, self.model, version)
+        verdict = judge.judge_version(version, members, edits)
+        verdict.suite.save(self.context.config.suites)
+        if verdict.decision.outcome is Outcome.FAIL:
+            follow = self._rejection(version, judge, edits, members, verdict)
+        else:
+            follow = self._finish
+        promoted = self.context.transact(
+            lambda conn: conclude(conn, self.context, self.model, version, verdict, follow)
+        )
+        faults.point("after-gate")
+        log.info(
+            "model %s: version %d: gate says %s%s", self.model.name, version.number,
+            verdict.decision.outcome.value, "; it is in production" if promoted else "",
+        )
+        if promoted:
+            hooks.submit_due(self.context)
+        return verdict.decision.outcome is not Outcome.FAIL
+
+    def _rejection(
+        self,
+        version: Version,
+        judge: Judge,
+        edits: Sequence[CoreEdit],
+        members: Sequence[SetMember],
+        verdict: Verdict,
+    ) -> Callable[[Connection], None]:
+        """Who is set aside for a failed version, as a step of the transaction that says so."""
+        by_id = {edit.id: edit for edit in edits}
+        factors = {str(m.edit_id): m.factor_digest for m in members}
+        found = proving.blame(judge, by_id, factors, verdict)
+        culprits = {int(edit_id): why for edit_id, why in found.culprits.items()}
+        if not culprits and not found.stronger:
+            # Nobody alone is to blame and the whole still fails: set all aside, or it never ends.
+            culprits = {
+                int(edit_id): proving.evidence(verdict, edit_id, "the batch fails as a whole")
+                for edit_id in by_id
+            }
+        log.info(
+            "model %s: version %d failed; %d culprits of %d, %d steps made stronger, %d probe runs",
+            self.model.name, version.number, len(culprits), len(by_id), len(found.stronger),
+            found.runs,
+        )
+        stronger = [factor_record(f) for f in found.stronger.values()]
+
+        def reject(conn: Connection) -> None:
+            lease = self.held.lease
+            version_rows.reject(conn, lease, version.id, culprits, actor=self.context.actor)
+            if stronger:
+                chunk_rows.replace(conn, lease, self.batch.id, stronger)
+
+        return reject
+
+
+def commit_plan(
+    context: Context,
+    held: Held,
+    warm: WarmModel,
+    plan: Plan,
+    parent_set: Sequence[SetMember],
+    *,
+    batch_id: int | None = None,
+    meta: dict[str, Any] | None = None,
+) -> Version:
+    """Build, write and commit the version a plan describes.
+
+    Raises:
+        StaleParent: The candidate moved meanwhile; nothing was changed.
+        BatchChanged: An edit left the batch meanwhile; nothing was changed.
+        StoreFull: No room for the version's files; nothing was changed.
+    """
+    built = build(
+        warm,
+        parent=plan.parent.digest,
+        parent_set=[m.factor_digest for m in parent_set],
+        adds=[m.factor_digest for m in plan.adds],
+        removes=[m.factor_digest for m in plan.removes],
+    )
+    context.check()
+    parent = plan.parent.digest if plan.parent.number else None
+    digest = warm.versions.write(files_of(warm, built, parent))
+    warm.remember(digest, built.weights)
+    draft = VersionDraft(
+        plan=plan,
+        digest=digest,
+        path=str(warm.versions.root / digest.removeprefix("sha256:")),
+        batch_id=batch_id,
+        weights_digest=weights_digest(built.weights),
+        platform=platform_tag(),
+        meta={"norms": built.norms, "finite": built.finite} | (meta or {}),
+    )
+    committed = held.commit(
+        lambda conn, lease, draft: version_rows.commit(conn, lease, draft, actor=context.actor),
+        draft,
+    )
+    log.info("version %d is committed: %s", committed.version.number, digest)
+    return committed.version
+
+
+def judge_of(
+    context: Context, warm: WarmModel, model: Model, version: Version
+) -> tuple[Judge, list[CoreEdit], list[SetMember]]:
+    """The judge of a committed version, its new edits and their factors."""
+
+    def look(
+        conn: Connection,
+    ) -> tuple[Version, list[SetMember], list[SetMember], list[SetMember], list[Edit], list[Edit]]:
+        assert version.parent_id is not None, "version 0 passed by definition"
+        parent = version_rows.get(conn, version.parent_id)
+        held_set = list(version_rows.live_set(conn, parent.id))
+        adds, removes = version_rows.changes(conn, version.id)
+        gone = {m.edit_id for m in removes}
+        stay = [m.edit_id for m in held_set if m.edit_id not in gone]
+        new = edit_rows.get_many(conn, [m.edit_id for m in adds])
+        old = edit_rows.get_many(conn, stay)
+        return parent, held_set, list(adds), list(removes), list(new), list(old)
+
+    parent, parent_set, adds, removes, new, old = context.transact(look)
+    judge = Judge(
+        warm=warm,
+        model=model,
+        number=version.number,
+        parent=parent.digest,
+        parent_set=[m.factor_digest for m in parent_set],
+        parent_weights=weights_of(warm, parent, parent_set),
+        retained=[core_edit(edit) for edit in old],
+        removes=[m.factor_digest for m in removes],
+    )
+    return judge, [core_edit(edit) for edit in new], adds
+
+
+def conclude(
+    conn: Connection,
+    context: Context,
+    model: Model,
+    version: Version,
+    verdict: Verdict,
+    follow: Callable[[Connection], None],
+) -> bool:
+    """Write a verdict and everything that follows from it; True where the version was promoted."""
+    decision = verdict.decision
+    gate_rows.record_probes(conn, version.id, verdict.suite.digest, verdict.rows())
+    gate_rows.record(
+        conn,
+        version.id,
+        outcome=decision.outcome.value,
+        policy_digest=decision.policy_digest,
+        suite_digest=verdict.suite.digest,
+        checks=[check.to_dict() for check in decision.checks],
+        scores=verdict.scores.to_dict() | {"decision": decision.to_dict()},
+        actor=context.actor,
+    )
+    promoted = False
+    if decision.outcome is Outcome.PASS and model.auto_promote:
+        try:
+            with conn.begin_nested():
+                alias_rows.promote(
+                    conn, model.id, version.id, actor=context.actor, reason="its gate passed"
+                )
+            promoted = True
+        except AliasProtected as error:
+            log.info("version %d waits for a person: %s", version.number, error)
+    follow(conn)
+    return promoted
