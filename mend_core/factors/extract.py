@@ -2,21 +2,28 @@
 
 MEND's decomposition (EDITING.md A.1): a linear layer's gradient is Σ δ uᵀ over tokens, with u the
 layer's input and δ the loss's gradient at its output.
+
+The first edited matrix's output is cut off from what came before it and made the leaf the gradient
+stops at; no parameter requires a gradient, so neither do the blocks before it nor any weight.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from mend_core.datasets.edit import Edit
-from mend_core.errors import EditError
+from mend_core.errors import EditError, EmptyBatch, NonFinite, NoSuchMatrix
 from mend_core.factors.rows import Rows
 from mend_core.models.base import Base, Matrix
-from mend_core.models.prefix import PrefixCache
+from mend_core.models.encode import Encoded, encode_edits, prompt_text
+from mend_core.models.prefix import PrefixCache, forward
 
 Tokens = Literal["all", "answer", "subject"]
 
@@ -36,6 +43,10 @@ class StackedRows:
     delta: Tensor  # (rows, d_out)
     edit: Tensor  # (rows,)
     position: Tensor  # (rows,)
+
+    def pick(self, mask: Tensor) -> StackedRows:
+        """The rows a mask or an order of numbers names."""
+        return StackedRows(self.u[mask], self.delta[mask], self.edit[mask], self.position[mask])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +81,49 @@ class Extraction:
         return picked
 
 
+class _Taps:
+    """Catches each matrix's input and output during one forward."""
+
+    def __init__(self) -> None:
+        self.inputs: dict[str, Tensor] = {}
+        self.outputs: dict[str, Tensor] = {}
+
+    def hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+        """The forward hook of one matrix."""
+
+        def catch(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            self.inputs[name] = args[0].detach()
+            leaf = output if output.requires_grad else output.detach().requires_grad_()
+            self.outputs[name] = leaf
+            return leaf
+
+        return catch
+
+
+@contextmanager
+def _tapped(matrices: Sequence[Matrix]) -> Iterator[_Taps]:
+    taps = _Taps()
+    handles = [matrix.module.register_forward_hook(taps.hook(matrix.name)) for matrix in matrices]
+    try:
+        yield taps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def answer_losses(logits: Tensor, encoded: Encoded) -> Tensor:
+    """Each sequence's mean negative log-likelihood of its target, in nats: (batch,).
+
+    Args:
+        logits: At the answer positions, (answers, vocabulary); classifier: (batch, classes).
+        encoded: With labels.
+    """
+    each = F.cross_entropy(logits.float(), encoded.answer_labels, reduction="none")
+    rows = encoded.answer_rows
+    total = each.new_zeros(len(encoded)).index_add(0, rows, each)
+    return total / torch.bincount(rows, minlength=len(encoded))
+
+
 def extract(
     base: Base,
     edits: Sequence[Edit],
@@ -89,9 +143,11 @@ def extract(
         base: The base, with its own weights in place.
         edits: At least one.
         matrices: From ``base.matrices``.
-        prefix: Start from cached hidden states.
+        prefix: Start from cached hidden states; its first block is none after the first edited one.
         tokens: Which positions to keep: ``all`` with a gradient (MEND), ``answer`` positions
-            (those that predict a target token: MALMEN, UltraEdit), or the ``subject``'s last token.
+            (those that predict a target token: MALMEN, UltraEdit; in an encoder all its tokens, in
+            a classifier the first), or the ``subject``'s last token (the prompt's last where no
+            subject is given; in a decoder the answer positions).
         append_eos: See `encode_pairs`.
         batch_size: Edits per backward.
 
@@ -99,4 +155,149 @@ def extract(
         EmptyBatch: No edits.
         NoSuchMatrix: No matrices.
     """
-    raise NotImplementedError
+    if not edits:
+        raise EmptyBatch("there are no edits to extract factors from")
+    if not matrices:
+        raise NoSuchMatrix("no matrix was named to extract factors at")
+    if prefix is not None and prefix.first_block > min(matrix.block for matrix in matrices):
+        raise ValueError("the prefix cache starts after the first edited block")
+    encoded, numbers, errors = encode_edits(base, edits, append_eos=append_eos)
+    loss = torch.full((len(edits),), float("nan"))
+    parts: dict[str, list[StackedRows]] = {matrix.name: [] for matrix in matrices}
+    if encoded is not None:
+        # Sequences of like length share a batch: less padding, the same rows.
+        order = encoded.attention_mask.sum(1).argsort(stable=True).cpu()
+        for chosen in order.split(batch_size):
+            mine = [numbers[place] for place in chosen.tolist()]
+            part = encoded.pick(chosen.to(base.device))
+            losses = _extract_batch(base, edits, mine, part, matrices, prefix, tokens, parts)
+            loss[mine] = losses
+    rows = {name: _join(stacked, matrices, name) for name, stacked in parts.items()}
+    return _isolate(edits, rows, loss, numbers, errors)
+
+
+def _extract_batch(
+    base: Base,
+    edits: Sequence[Edit],
+    numbers: Sequence[int],
+    encoded: Encoded,
+    matrices: Sequence[Matrix],
+    prefix: PrefixCache | None,
+    tokens: Tokens,
+    parts: dict[str, list[StackedRows]],
+) -> Tensor:
+    """One forward and one backward; appends the rows to `parts`, gives the losses."""
+    with torch.enable_grad(), _tapped(matrices) as taps:
+        logits = forward(base, encoded, prefix=prefix, keep=encoded.answer_mask)
+        losses = answer_losses(logits, encoded)
+        names = list(taps.outputs)
+        deltas = torch.autograd.grad(
+            losses.sum(), [taps.outputs[name] for name in names], allow_unused=True
+        )
+    where = torch.tensor(numbers)
+    in_encoder = _encoder_names(base, matrices)
+    for name, delta in zip(names, deltas, strict=True):
+        if delta is None:  # nothing after this matrix reaches the loss
+            continue
+        u = taps.inputs[name]
+        wanted = _positions(base, edits, numbers, encoded, tokens, encoder=name in in_encoder)
+        live = wanted & (u != 0).any(-1) & (delta != 0).any(-1)
+        row, position = live.nonzero(as_tuple=True)
+        parts[name].append(
+            StackedRows(u[live].float(), delta[live].float(), where[row.cpu()], position.cpu())
+        )
+    return losses.detach().float().cpu()
+
+
+def _encoder_names(base: Base, matrices: Sequence[Matrix]) -> set[str]:
+    """Names of matrices in an encoder-decoder's encoder."""
+    if base.kind != "seq2seq":
+        return set()
+    encoder = base.family.block_paths[0]
+    return {matrix.name for matrix in matrices if matrix.name.startswith(f"{encoder}.")}
+
+
+def _positions(
+    base: Base,
+    edits: Sequence[Edit],
+    numbers: Sequence[int],
+    encoded: Encoded,
+    tokens: Tokens,
+    *,
+    encoder: bool,
+) -> Tensor:
+    """Which positions of a matrix's input may give rows: bool (batch, length)."""
+    present = encoded.attention_mask.bool()
+    if encoded.kind == "seq2seq" and not encoder:
+        return encoded.answer_mask
+    if tokens == "all" or (tokens == "answer" and encoder):
+        return present
+    if tokens == "answer" and encoded.kind == "causal":
+        return encoded.answer_mask
+    mask = torch.zeros_like(present)
+    if tokens == "answer":  # classifier: the position its head reads
+        mask[:, 0] = True
+        return mask
+    for row, number in enumerate(numbers):
+        mask[row, subject_position(base, edits[number])] = True
+    return mask
+
+
+def subject_position(base: Base, edit: Edit) -> int:
+    """Token position of the subject's last token in the prompt; the prompt's last if unknown."""
+    text = prompt_text(edit.prompt)
+    ids = base.tokenizer(text)["input_ids"]
+    start = text.rfind(edit.subject) if edit.subject else -1
+    last = len(ids) - 1
+    if ids[-1] in base.tokenizer.all_special_ids and len(ids) > 1:
+        last -= 1  # BERT's [SEP], T5's </s>
+    if start < 0 or not edit.subject or not base.tokenizer.is_fast:
+        return last
+    end = start + len(edit.subject) - 1
+    position = base.tokenizer(text).char_to_token(end)
+    return last if position is None else int(position)
+
+
+def _join(stacked: Sequence[StackedRows], matrices: Sequence[Matrix], name: str) -> StackedRows:
+    if not stacked:
+        matrix = next(matrix for matrix in matrices if matrix.name == name)
+        none = torch.zeros(0, dtype=torch.int64)
+        return StackedRows(torch.zeros(0, matrix.d_in), torch.zeros(0, matrix.d_out), none, none)
+    whole = StackedRows(
+        torch.cat([part.u for part in stacked]),
+        torch.cat([part.delta for part in stacked]),
+        torch.cat([part.edit for part in stacked]),
+        torch.cat([part.position for part in stacked]),
+    )
+    return whole.pick(whole.edit.argsort(stable=True))
+
+
+def _isolate(
+    edits: Sequence[Edit],
+    rows: Mapping[str, StackedRows],
+    loss: Tensor,
+    numbers: Sequence[int],
+    errors: dict[int, EditError],
+) -> Extraction:
+    """Sets edits with NaN or Inf aside; the others keep their rows."""
+    bad: dict[int, str] = {
+        number: "loss" for number in numbers if not bool(loss[number].isfinite())
+    }
+    for name, stacked in rows.items():
+        broken = ~(stacked.u.isfinite().all(1) & stacked.delta.isfinite().all(1))
+        for number in stacked.edit[broken.cpu()].unique().tolist():
+            bad.setdefault(number, f"gradient at {name}")
+    for number, where in bad.items():
+        errors[number] = NonFinite(
+            edits[number].id,
+            f"NaN or Inf in the {where}; the other edits of its batch are not touched. "
+            "Reword the edit, or load the model in float32.",
+        )
+        loss[number] = float("nan")
+    clean = dict(rows)
+    if bad:
+        gone = torch.tensor(sorted(bad))
+        clean = {
+            name: stacked.pick(~torch.isin(stacked.edit, gone)) for name, stacked in rows.items()
+        }
+    return Extraction(edits, clean, loss, errors)

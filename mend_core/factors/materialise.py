@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
+from mend_core.digests import tensor_digest
 from mend_core.factors.rows import Delta
 from mend_core.models.base import Base
+from mend_core.models.overlay import matrix_of
 
 
+@torch.no_grad()
 def materialise(base: Base, delta: Delta) -> dict[str, Tensor]:
     """Edited matrices: base + ΔW, added in float64 and rounded once to the base's dtype.
 
@@ -21,14 +26,21 @@ def materialise(base: Base, delta: Delta) -> dict[str, Tensor]:
     Raises:
         NoSuchMatrix: A name is no editable matrix, or the shape differs.
     """
-    raise NotImplementedError
+    weights: dict[str, Tensor] = {}
+    for name in sorted(delta):
+        matrix = matrix_of(base, name, tuple(delta[name].shape))
+        exact = matrix.weight.cpu().double() + delta[name].cpu().double()  # (d_out, d_in)
+        weights[name] = exact.to(base.dtype).contiguous().to(base.device)
+    return weights
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
     """``sha256:…`` over materialised matrices in Linear orientation."""
-    raise NotImplementedError
+    return tensor_digest(weights, {"kind": "mend.weights.1"})
 
 
 def platform_tag() -> str:
-    """What may change the last bits of a solve: machine, torch version, BLAS, vector width."""
-    raise NotImplementedError
+    """What may change the last bits of a solve: machine, vector width, torch and its BLAS."""
+    capability = torch.backends.cpu.get_cpu_capability().lower().replace(" ", "")
+    blas = "mkl" if torch.backends.mkl.is_available() else "blas"
+    return f"{platform.system().lower()}-{platform.machine()}-{capability}-torch{torch.__version__}-{blas}"

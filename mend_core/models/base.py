@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -80,6 +81,11 @@ class Base:
         return [
             block for path in self.family.block_paths for block in self.model.get_submodule(path)
         ]
+
+    @cached_property
+    def by_name(self) -> dict[str, Matrix]:
+        """Every editable matrix by its full parameter name."""
+        return {matrix.name: matrix for matrix in find_matrices(self, ["*"])}
 
     @property
     def max_length(self) -> int:

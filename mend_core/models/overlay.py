@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from mend_core.models.base import Base
+from mend_core.errors import NoSuchMatrix
+from mend_core.models.base import Base, Matrix
+
+
+def matrix_of(base: Base, name: str, shape: tuple[int, ...] | None = None) -> Matrix:
+    """The matrix of a full parameter name.
+
+    Raises:
+        NoSuchMatrix: No editable matrix has this name, or its shape differs.
+    """
+    matrix = base.by_name.get(name)
+    if matrix is None:
+        raise NoSuchMatrix(f"{base.source} has no editable matrix {name!r}")
+    wanted = (matrix.d_out, matrix.d_in)
+    if shape is not None and tuple(shape) != wanted:
+        raise NoSuchMatrix(
+            f"{name} of {base.source} is {wanted[0]} x {wanted[1]}, the given one is "
+            f"{' x '.join(map(str, shape))}: it was made for another model"
+        )
+    return matrix
 
 
 class Overlay:
     """Exact swapping of edited matrices in a warm worker: one memcpy of the edited matrices.
 
-    The base's own values of every matrix ever activated are kept until `restore`.
+    The base's own values of every matrix ever activated are kept until the object goes, so moving
+    from version to version never reads the disk.
+
+    Attributes:
+        base: The model.
+        active: Names of the matrices that now differ from the base.
     """
 
     def __init__(self, base: Base) -> None:
         self.base = base
+        self.active: frozenset[str] = frozenset()
+        self._originals: dict[str, Tensor] = {}
 
+    @torch.no_grad()
     def activate(self, weights: Mapping[str, Tensor]) -> None:
         """Puts these weights in place; matrices of an earlier activation not named go back to base.
 
@@ -26,20 +55,39 @@ class Overlay:
             weights: Full parameter name to (d_out, d_in), in the base's dtype.
 
         Raises:
-            NoSuchMatrix: A name is no editable matrix or the shape differs.
+            NoSuchMatrix: A name is no editable matrix or the shape differs; nothing changed then.
         """
-        raise NotImplementedError
+        found = {
+            name: matrix_of(self.base, name, tuple(weight.shape))
+            for name, weight in weights.items()
+        }
+        for name in self.active - weights.keys():
+            matrix_of(self.base, name).parameter.data.copy_(self._originals[name])
+        for name, matrix in found.items():
+            parameter = matrix.parameter
+            if name not in self._originals:
+                self._originals[name] = parameter.data.clone()
+            weight = weights[name]
+            parameter.data.copy_(weight.t() if matrix.transposed else weight)
+        self.active = frozenset(weights)
 
+    @torch.no_grad()
     def restore(self) -> None:
         """Puts the base's exact bytes back."""
-        raise NotImplementedError
+        for name in self.active:
+            matrix_of(self.base, name).parameter.data.copy_(self._originals[name])
+        self.active = frozenset()
 
 
 @contextmanager
 def overlay(base: Base, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """The model with these weights for the length of the block; exact bytes back afterwards."""
-    raise NotImplementedError
-    yield
+    swapped = Overlay(base)
+    try:
+        swapped.activate(weights)
+        yield
+    finally:
+        swapped.restore()
 
 
 @contextmanager
@@ -47,6 +95,23 @@ def with_delta(base: Base, delta: Mapping[str, Tensor]) -> Iterator[None]:
     """Adds x·ΔWᵀ to the named modules' outputs for the length of the block, differentiably.
 
     For training editors: gradients reach `delta` (d_out, d_in); the weights stay untouched.
+
+    Raises:
+        NoSuchMatrix: A name is no editable matrix or the shape differs.
     """
-    raise NotImplementedError
-    yield
+
+    def adding(change: Tensor) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+        def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            return output + args[0] @ change.to(args[0].dtype).t()
+
+        return hook
+
+    handles = []
+    try:
+        for name, change in delta.items():
+            module = matrix_of(base, name, tuple(change.shape)).module
+            handles.append(module.register_forward_hook(adding(change)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
