@@ -1,10 +1,13 @@
 """Greedy answers, mostly without decoding.
 
 A greedy answer is fixed by the arg max at each of its positions. So a guess (the target, the
-base's or the parent's answer) is checked in *one* pass that starts at the cached prefix activations:
-as far as every arg max is the guessed token, the guess is the answer, and the first that is not is
-the next token. Only what is left after the best guess is decoded token by token. Probes ask the
-same items of version after version, so there is nearly always a right guess.
+base's or the parent's answer) is checked in *one* pass that starts at the cached prefix
+activations: as far as every arg max is the guessed token, the guess is the answer, and the first
+that is not is the next token. Only what is left after the best guess is decoded token by token.
+Probes ask the same items of version after version, so there is nearly always a right guess.
+
+An answer's **natural stop** is the model's end token or, for short answers, the first line break
+after some text: what a model without chat training writes on the next line is another text.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -53,17 +56,57 @@ class Trace:
         return self.best[: agreed + 1]
 
 
-def stop_tokens(base: Base) -> frozenset[int]:
-    """Tokens that end an answer: the generation settings' and the tokenizer's end tokens."""
-    config = getattr(base.model, "generation_config", None)
-    ends = [getattr(config, "eos_token_id", None), base.tokenizer.eos_token_id]
-    found: set[int] = set()
-    for end in ends:
-        if isinstance(end, int):
-            found.add(end)
-        elif end is not None:
-            found.update(end)
-    return frozenset(found)
+@dataclass(frozen=True, slots=True)
+class Stops:
+    """Where answers end.
+
+    Attributes:
+        ends: End tokens of the generation settings and the tokenizer.
+        breaks: Tokens whose text holds a line break.
+        blanks: Those of them with nothing but white space before the break.
+    """
+
+    ends: frozenset[int]
+    breaks: frozenset[int]
+    blanks: frozenset[int]
+
+    @classmethod
+    def of(cls, base: Base) -> Self:
+        """Read them off a base."""
+        config = getattr(base.model, "generation_config", None)
+        ends: set[int] = set()
+        for end in (getattr(config, "eos_token_id", None), base.tokenizer.eos_token_id):
+            if isinstance(end, int):
+                ends.add(end)
+            elif end is not None:
+                ends.update(end)
+        # Byte-level vocabularies spell a line break as "Ċ", SentencePiece as "<0x0A>"; decoding
+        # only tokens spelt so is what makes this quick.
+        spelt = [
+            number
+            for token, number in base.tokenizer.get_vocab().items()
+            if "\n" in token or "Ċ" in token or "<0x0A>" in token
+        ]
+        texts = {number: base.tokenizer.decode([number]) for number in spelt}
+        breaks = {number for number, text in texts.items() if "\n" in text}
+        blanks = {number for number in breaks if not texts[number].split("\n")[0].strip()}
+        return cls(frozenset(ends), frozenset(breaks), frozenset(blanks))
+
+    def place(self, tokens: Sequence[int], *, lines: bool) -> int | None:
+        """Place of the token at which an answer stops; None while it goes on.
+
+        Args:
+            tokens: The answer so far.
+            lines: A line break stops it too.
+        """
+        text = False
+        for place, token in enumerate(tokens):
+            if token in self.ends:
+                return place
+            if lines and token in self.breaks and (text or token not in self.blanks):
+                return place
+            text = text or token not in self.blanks
+        return None
 
 
 def encode_tracks(base: Base, tracks: Sequence[Track]) -> tuple[Encoded, Tensor]:
@@ -132,39 +175,46 @@ def trace(base: Base, tracks: Sequence[Track], prefix: PrefixCache | None) -> li
     return traces
 
 
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """How far an answer may go: most tokens of it, and whether a line break ends it."""
+
+    limit: int
+    lines: bool
+
+    def reached(self, tokens: Sequence[int], stops: Stops) -> bool:
+        """Whether an answer is complete."""
+        return len(tokens) >= self.limit or stops.place(tokens, lines=self.lines) is not None
+
+    def cut(self, tokens: tuple[int, ...], stops: Stops) -> tuple[int, ...]:
+        """The answer without what lies past its stop (the stopping token stays) or limit."""
+        place = stops.place(tokens[: self.limit], lines=self.lines)
+        return tokens[: self.limit] if place is None else tokens[: place + 1]
+
+
 @torch.no_grad()
 def go_on(
-    base: Base, tracks: Sequence[Track], limits: Sequence[int]
+    base: Base, tracks: Sequence[Track], goals: Sequence[Goal], stops: Stops
 ) -> list[tuple[tuple[int, ...], bool]]:
-    """Decode greedily from the end of each track to its natural stop or limit.
+    """Decode greedily from the end of each track to its goal.
 
     Args:
         base: With whatever weights are in place now.
         tracks: One batch.
-        limits: Most tokens of each whole answer, the track's continuation included.
+        goals: Of each whole answer, the track's continuation included.
+        stops: Where answers end.
 
     Returns:
-        Per track the whole answer (end token included) and whether every logit was finite.
+        Per track the whole answer (stopping token included) and whether every logit was finite.
     """
     if base.kind == "seq2seq":
-        return _go_on_uncached(base, tracks, limits)
-    stops = stop_tokens(base)
-    pad = base.tokenizer.pad_token_id
-    rows = len(tracks)
+        return _go_on_uncached(base, tracks, goals, stops)
     answers = [list(t.continuation) for t in tracks]
-    length = max(len(t.prompt) + len(t.continuation) for t in tracks)
-    ids = torch.full((rows, length), pad, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    # Padded on the left, so that every row's next token goes into the same column.
-    for row, track in enumerate(tracks):
-        whole = (*track.prompt, *track.continuation)
-        ids[row, length - len(whole) :] = torch.tensor(whole)
-        mask[row, length - len(whole) :] = 1
-    ids, mask = ids.to(base.device), mask.to(base.device)
+    ids, mask = _pad_left(base, [(*t.prompt, *t.continuation) for t in tracks])
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     extra = _last_logits_only(base)
-    finite = torch.ones(rows, dtype=torch.bool)
-    going = [len(answers[row]) < limits[row] for row in range(rows)]
+    finite = torch.ones(len(tracks), dtype=torch.bool)
+    going = [not goal.reached(answer, stops) for goal, answer in zip(goals, answers, strict=True)]
     cache: Any = None
     while any(going):
         out = base.model(
@@ -177,17 +227,27 @@ def go_on(
         )
         cache = out.past_key_values
         last = out.logits[:, -1].float()
-        alive = torch.tensor(going)
-        finite &= torch.isfinite(last).all(dim=-1).cpu() | ~alive
+        finite &= torch.isfinite(last).all(dim=-1).cpu() | ~torch.tensor(going)
         step = last.argmax(dim=-1)
         for row, token in enumerate(step.tolist()):
             if going[row]:
                 answers[row].append(token)
-                going[row] = token not in stops and len(answers[row]) < limits[row]
+                going[row] = not goals[row].reached(answers[row], stops)
         ids = step[:, None]
         mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
         positions = positions[:, -1:] + 1
-    return [(tuple(answers[row]), bool(finite[row])) for row in range(rows)]
+    return [(tuple(answer), bool(fine)) for answer, fine in zip(answers, finite, strict=True)]
+
+
+def _pad_left(base: Base, rows: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+    """Token ids and mask (rows, length), so that every row's next token takes the same column."""
+    length = max(len(row) for row in rows)
+    ids = torch.full((len(rows), length), base.tokenizer.pad_token_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for number, row in enumerate(rows):
+        ids[number, length - len(row) :] = torch.tensor(row)
+        mask[number, length - len(row) :] = 1
+    return ids.to(base.device), mask.to(base.device)
 
 
 def _last_logits_only(base: Base) -> dict[str, int]:
@@ -197,21 +257,16 @@ def _last_logits_only(base: Base) -> dict[str, int]:
 
 
 def _go_on_uncached(
-    base: Base, tracks: Sequence[Track], limits: Sequence[int]
+    base: Base, tracks: Sequence[Track], goals: Sequence[Goal], stops: Stops
 ) -> list[tuple[tuple[int, ...], bool]]:
     """Decode by tracing ever longer continuations; answers of encoder-decoders are short."""
-    stops = stop_tokens(base)
     answers = [t.continuation for t in tracks]
     finite = [True] * len(tracks)
-    going = [row for row in range(len(tracks)) if len(answers[row]) < limits[row]]
+    going = [row for row, goal in enumerate(goals) if not goal.reached(answers[row], stops)]
     while going:
         steps = trace(base, [Track(tracks[row].prompt, answers[row]) for row in going], None)
         for row, step in zip(going, steps, strict=True):
             answers[row] = (*answers[row], step.best[-1])
             finite[row] = finite[row] and step.finite
-        going = [
-            row
-            for row in going
-            if answers[row][-1] not in stops and len(answers[row]) < limits[row]
-        ]
+        going = [row for row in going if not goals[row].reached(answers[row], stops)]
     return list(zip(answers, finite, strict=True))

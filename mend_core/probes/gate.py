@@ -392,7 +392,7 @@ def _share_check(name: str, rule: ShareRule, alpha: float, results: Sequence[Pro
     if observed < rule.target:
         return Check(name, Outcome.FAIL, observed, bound, rule.target, n, None, seen)
     if rule.when_few == "observed" and best is not None and n < best:
-        seen += f"; {n} items cannot show it (that takes {best}), so the plain share was judged"
+        seen += f"; {_items(n)} cannot show it (that takes {best}), so the plain share was judged"
         return Check(name, Outcome.PASS, observed, bound, rule.target, n, best, seen)
     needed = needed_for_share(rule.target, observed, alpha)
     if needed is not None:
@@ -401,10 +401,14 @@ def _share_check(name: str, rule: ShareRule, alpha: float, results: Sequence[Pro
     return Check(name, Outcome.INCONCLUSIVE, observed, bound, rule.target, n, needed, seen)
 
 
+def _items(n: int) -> str:
+    return "1 item" if n == 1 else f"{n} items"
+
+
 def _more(needed: int | None) -> str:
     if needed is None:
         return "; at this rate no number of items would settle it"
-    return f"; at this rate {needed} items would settle it"
+    return f"; at this rate {_items(needed)} would settle it"
 
 
 def _demand_forced(name: str, score: Score, results: Sequence[ProbeResult]) -> None:
@@ -463,7 +467,7 @@ def _paired_check(
         return Check(name, Outcome.FAIL, observed, bound, margin, n, None, seen)
     best = needed_for_margin(margin, level)
     if rule.when_few == "observed" and best is not None and n < best:
-        seen += f"; {n} items cannot show it (that takes {best}), so the plain loss was judged"
+        seen += f"; {_items(n)} cannot show it (that takes {best}), so the plain loss was judged"
         return Check(name, Outcome.PASS, observed, bound, margin, n, best, seen)
     needed = needed_for_margin(margin, level, broke / n, fixed / n)
     seen += _more(needed)

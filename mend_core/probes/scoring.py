@@ -25,7 +25,7 @@ from mend_core.models.base import Base
 from mend_core.models.encode import IGNORE, Encoded, encode_pairs, encode_prompts
 from mend_core.models.overlay import Overlay
 from mend_core.models.prefix import PrefixCache, forward
-from mend_core.probes.decode import Trace, Track, encode_tracks, go_on, stop_tokens, trace
+from mend_core.probes.decode import Goal, Stops, Trace, Track, encode_tracks, go_on, trace
 from mend_core.probes.results import ProbeResult
 from mend_core.probes.suites import (
     GOLDEN_KINDS,
@@ -35,7 +35,7 @@ from mend_core.probes.suites import (
     ProbeKind,
     ProbeSuite,
 )
-from mend_core.probes.verdicts import answers, contains, healthy, repetition
+from mend_core.probes.verdicts import answers, contains, healthy, repetition, squeeze
 
 BATCH_DEFAULT = 32
 """Tracks per forward pass."""
@@ -57,7 +57,7 @@ class _Asked:
     item: ProbeItem
     prompt: tuple[int, ...]
     target: tuple[int, ...]
-    limit: int
+    goal: Goal
 
 
 class Scorer:
@@ -95,8 +95,8 @@ class Scorer:
         self._use_prefix = use_prefix
         self._prefix = prefix
         self._overlay = Overlay(base)
-        self._stops = stop_tokens(base)
-        self._asked = _encode(base, suite)
+        self._stops = Stops.of(base)
+        self._asked = _encode(base, suite, self._stops)
         self._reference: dict[str, ProbeResult] | None = None
         if reference is not None:
             known = {r.item_id: r for r in reference}
@@ -214,19 +214,20 @@ class Scorer:
         for row, track, seen in zip(owners, tracks, traces, strict=True):
             first.setdefault(row, seen)
             finite[row] = finite[row] and seen.finite
-            so_far = self._cut(seen.accepted(track.continuation), batch[row].limit)
+            so_far = batch[row].goal.cut(seen.accepted(track.continuation), self._stops)
             if len(so_far) > len(proven.get(row, ())):
                 proven[row] = so_far
         open_rows = [
             row
             for row, asked in enumerate(batch)
-            if len(proven[row]) < asked.limit and proven[row][-1] not in self._stops
+            if not asked.goal.reached(proven[row], self._stops)
         ]
         if open_rows:
             rest = go_on(
                 self.base,
                 [Track(batch[row].prompt, proven[row]) for row in open_rows],
-                [batch[row].limit for row in open_rows],
+                [batch[row].goal for row in open_rows],
+                self._stops,
             )
             for row, (answer, fine) in zip(open_rows, rest, strict=True):
                 proven[row] = answer
@@ -236,17 +237,12 @@ class Scorer:
             for row, asked in enumerate(batch)
         ]
 
-    def _cut(self, tokens: tuple[int, ...], limit: int) -> tuple[int, ...]:
-        """Tokens up to and with the first end token, at most `limit`."""
-        for place, token in enumerate(tokens[:limit]):
-            if token in self._stops:
-                return tokens[: place + 1]
-        return tokens[:limit]
-
     def _expected(self, asked: _Asked) -> tuple[int, ...]:
-        """The base's own answer."""
+        """The base's own answer without the token that stopped it (unless that is all of it)."""
         assert self._reference is not None
-        return self._reference[asked.item.id].answer_tokens
+        tokens = self._reference[asked.item.id].answer_tokens
+        place = self._stops.place(tokens, lines=asked.goal.lines)
+        return tokens[:place] if place else tokens
 
     def _judge(
         self, asked: _Asked, seen: Trace, tokens: tuple[int, ...], finite: bool, *, base_run: bool
@@ -261,21 +257,21 @@ class Scorer:
         if item.kind is ProbeKind.HEALTH:
             good = healthy(answer, tokens)
             return replace(result, passed=finite and good, repetition=repetition(tokens))
-        if item.kind in UNCHANGED_KINDS:
-            expected = tokens if base_run else self._expected(asked)
-            own = (
-                answer
-                if base_run
-                else self.base.tokenizer.decode(expected, skip_special_tokens=True)
+        if item.kind in UNCHANGED_KINDS and base_run:
+            # The base's own greedy answer is right at every place by definition.
+            return replace(
+                result,
+                expect=(answer,),
+                passed=finite,
+                passed_forced=finite,
+                token_accuracy=1.0 if finite else 0.0,
+                tokens=len(tokens),
             )
-            result = replace(result, expect=(own,), passed=finite and tokens == expected)
-            if base_run:  # its own greedy answer is right at every place by definition
-                return replace(
-                    result,
-                    passed_forced=finite,
-                    token_accuracy=1.0 if finite else 0.0,
-                    tokens=len(tokens),
-                )
+        if item.kind in UNCHANGED_KINDS:
+            expected = self._expected(asked)
+            own = self._own_answer(item)
+            same = squeeze(answer) == squeeze(own)
+            result = replace(result, expect=(own,), passed=finite and same)
         else:
             expected = asked.target
             result = replace(result, passed=finite and answers(answer, item.expect[0]))
@@ -287,6 +283,10 @@ class Scorer:
             tokens=len(expected),
             nll=sum(seen.nll) if seen.finite else None,
         )
+
+    def _own_answer(self, item: ProbeItem) -> str:
+        assert self._reference is not None
+        return self._reference[item.id].answer
 
     @torch.no_grad()
     def _classify(
@@ -427,7 +427,7 @@ def _batches(asked: Sequence[_Asked], size: int) -> Iterator[list[_Asked]]:
         yield ordered[start : start + size]
 
 
-def _encode(base: Base, suite: ProbeSuite) -> list[_Asked]:
+def _encode(base: Base, suite: ProbeSuite, stops: Stops) -> list[_Asked]:
     """Token ids of every item.
 
     Raises:
@@ -446,12 +446,12 @@ def _encode(base: Base, suite: ProbeSuite) -> list[_Asked]:
             pairs = [(item.prompt, item.expect[0]) for item in with_target]
             names = [item.id for item in with_target]
             encoded = encode_pairs(base, pairs, ids=names)
-            for item, prompt, target in zip(with_target, *_split(base, encoded), strict=True):
+            for item, prompt, target in zip(with_target, *_split(encoded, stops), strict=True):
                 prompts[item.id], targets[item.id] = prompt, target
         if alone:
             names = [item.id for item in alone]
             encoded = encode_prompts(base, [item.prompt for item in alone], ids=names)
-            for item, prompt in zip(alone, _split(base, encoded)[0], strict=True):
+            for item, prompt in zip(alone, _split(encoded, stops)[0], strict=True):
                 prompts[item.id] = prompt
     except EditError as error:
         raise SuiteInvalid(f"probe item cannot be asked of {base.source}: {error}") from error
@@ -459,12 +459,16 @@ def _encode(base: Base, suite: ProbeSuite) -> list[_Asked]:
     for item in suite.items:
         if item.kind is ProbeKind.PERPLEXITY:
             text = () if base.kind == "classifier" else _text_tokens(base, item.prompt)
-            asked.append(_Asked(item, text, (), 0))
+            asked.append(_Asked(item, text, (), Goal(0, lines=False)))
             continue
         target = targets.get(item.id, ())
         limit = max(item.max_new_tokens, len(target) + TARGET_SLACK if target else 1)
         room = base.max_length - (len(prompts[item.id]) if base.kind == "causal" else 0)
-        asked.append(_Asked(item, prompts[item.id], target, max(1, min(limit, room))))
+        short = item.kind in TARGET_KINDS | UNCHANGED_KINDS
+        goal = Goal(
+            max(1, min(limit, room)), lines=short and not any("\n" in t for t in item.expect)
+        )
+        asked.append(_Asked(item, prompts[item.id], target, goal))
     return asked
 
 
@@ -475,12 +479,11 @@ def _text_tokens(base: Base, text: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _split(base: Base, encoded: Encoded) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+def _split(encoded: Encoded, stops: Stops) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
     """Prompt ids and target ids of each row of a batch; a target's end token is no part of it.
 
     An end token that a seq2seq tokenizer adds is easy to predict; counting it would flatter.
     """
-    stops = stop_tokens(base)
     prompts, targets = [], []
     for row in range(len(encoded)):
         ids = encoded.input_ids[row][encoded.attention_mask[row].bool()].tolist()
@@ -492,7 +495,7 @@ def _split(base: Base, encoded: Encoded) -> tuple[list[tuple[int, ...]], list[tu
             target = labels[labels != IGNORE].tolist()
         if encoded.kind == "causal" and target:
             ids = ids[: -len(target)]
-        while encoded.kind == "seq2seq" and len(target) > 1 and target[-1] in stops:
+        while encoded.kind == "seq2seq" and len(target) > 1 and target[-1] in stops.ends:
             target.pop()
         prompts.append(tuple(ids))
         targets.append(tuple(target))

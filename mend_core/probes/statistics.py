@@ -233,8 +233,7 @@ def design_effect(groups: Iterable[Sequence[bool]]) -> float:
     if binomial <= 0 or len(seen) <= 1:
         return 1.0
     squares = math.fsum((sum(group) - p * len(group)) ** 2 for group in seen)
-    robust = squares * len(seen) / (len(seen) - 1)
-    return max(1.0, robust / binomial)
+    return max(1.0, squares / binomial)
 
 
 def needed_for_share(target: float, observed: float, alpha: float) -> int | None:

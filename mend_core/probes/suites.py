@@ -37,7 +37,7 @@ answer expected and two more)."""
 GOLDEN_TOKENS_DEFAULT = 32
 """Longest free-running answer to a golden prompt, in tokens."""
 
-LOCALITY_TOKENS_DEFAULT = 8
+LOCALITY_TOKENS_DEFAULT = 5
 """Tokens of the base's own answer that a locality probe compares."""
 
 HEALTH_TOKENS_DEFAULT = 64

@@ -4,8 +4,8 @@
   of white space taken as one space, starts with the target, letter for letter and case for case,
   and no letter or digit follows at once: "Paris, of course" answers "Paris"; "Parisian" and
   "paris" do not. Scripts that write without spaces (Chinese, Japanese) have no such boundary.
-* **An answer is unchanged** when it is the base's own greedy answer token for token, up to the
-  end token or the item's length limit.
+* **An answer is unchanged** when it is the base's own greedy answer up to its natural stop (end
+  token, line break, or the item's length limit), white space as above.
 * **A golden string is contained** whatever its case; white space as above.
 * **Text is healthy** when it has at least `MIN_WORDS` words and at most `REPETITION_LIMIT` of its
   3-grams of tokens occurred before.
