@@ -1,0 +1,409 @@
+"""Commands about models, editors and probe suites."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.status import Status
+
+from gateway import waiting
+from gateway.commands.requests import ModelOption, ReasonOption
+from gateway.commands.tools import PASS_ON, hand_over
+from gateway.errors import UserError
+from gateway.output import JsonOption, emit, err, print_table, say, short
+from gateway.session import actor, find_model, open_session
+from ledger import models
+
+app = typer.Typer(rich_markup_mode="markdown")
+model_app = typer.Typer(
+    help="""Register models, list and configure them.
+
+    A model is one base checkpoint, one editor made for it, and one gate policy.
+    """,
+    rich_markup_mode="markdown",
+    no_args_is_help=True,
+)
+editor_app = typer.Typer(
+    help="Train, register and list editors.", rich_markup_mode="markdown", no_args_is_help=True
+)
+suite_app = typer.Typer(
+    help="""Add probe suites to a model and list them.
+
+    Besides the probes built from each version's own edits, a model can have its own: protected
+    prompts, golden prompts, questions with known answers, texts for perplexity.
+    """,
+    rich_markup_mode="markdown",
+    no_args_is_help=True,
+)
+app.add_typer(model_app, name="model")
+app.add_typer(editor_app, name="editor")
+app.add_typer(suite_app, name="suite")
+
+SHIPPED_POLICIES = ("default", "demo")
+
+
+@model_app.command(name="register")
+def model_register(
+    name: Annotated[str, typer.Argument(help="What to call it.")],
+    source: Annotated[
+        str, typer.Option(help="`smollm2` (shipped), a Hugging Face folder, or a hub id.")
+    ],
+    editor: Annotated[
+        str, typer.Option(help="An editor file; `shipped` takes ours for this base.")
+    ] = "shipped",
+    policy: Annotated[
+        str, typer.Option(help="Gate policy: `default`, `demo`, or a YAML file.")
+    ] = "default",
+    suite: Annotated[Path | None, typer.Option(help="JSONL file of probe items.")] = None,
+    approval: Annotated[
+        bool, typer.Option("--approval", help="Every edit waits for a person first.")
+    ] = False,
+    auto_promote: Annotated[
+        bool, typer.Option(help="A version that passes its gate goes to production by itself.")
+    ] = True,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    timeout: Annotated[float, typer.Option(min=1, help="Longest wait, in seconds.")] = 1800.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Register a model: its base is loaded once and named by a digest of its tensors.
+
+    Examples:
+
+    `mend model register smol --source smollm2`
+
+    `mend model register prod --source /models/llama --editor editors/llama.safetensors
+    --policy policy.yaml --suite golden.jsonl --approval`
+    """
+    payload: dict[str, Any] = {
+        "name": name,
+        "source": _source(source),
+        "editor": _editor(editor),
+        "approval": approval,
+        "auto_promote": auto_promote,
+        "settings": {"dtype": dtype},
+    }
+    if policy in SHIPPED_POLICIES:
+        payload["policy"] = policy
+    else:
+        payload["policy_text"] = read_text(Path(policy), "policy file")
+    if suite is not None:
+        payload["suite"] = read_items(suite)
+    with open_session() as session, Status("loading the base …", console=err):
+        result = waiting.run_job(
+            session, "register", payload, model_id=None, actor=actor(), timeout=timeout
+        )
+
+    def human() -> None:
+        say(f"{result['name']} is registered.")
+        say(f"  base    {result['source']} {short(result['base_digest'])}")
+        say(f"  editor  {result['editor']} {short(result['editor_digest'])}")
+        say(f"  policy  {result['policy']}: {result['policy_says']}")
+
+    emit(result, as_json, human)
+
+
+def _source(source: str) -> str:
+    """Makes a folder absolute, for the worker may stand elsewhere; names pass as they are."""
+    looks_like_path = source.startswith((".", "/", "~"))
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return str(path.absolute())
+    if looks_like_path:
+        raise UserError(f"there is no model folder {path}")
+    return source
+
+
+def _editor(editor: str) -> str:
+    if editor == "shipped" or editor.startswith("shipped:"):
+        return editor
+    path = Path(editor).expanduser().absolute()
+    if not path.is_file():
+        raise UserError(f"there is no editor file {path}; train one with `mend editor train`")
+    return str(path)
+
+
+def read_text(path: Path, what: str) -> str:
+    """Reads a UTF-8 file that the user named.
+
+    Raises:
+        UserError: It is missing, a folder, unreadable or not UTF-8.
+    """
+    try:
+        return path.expanduser().read_bytes().decode()
+    except FileNotFoundError:
+        raise UserError(f"there is no {what} {path}") from None
+    except OSError as error:
+        raise UserError(f"cannot read the {what} {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"the {what} {path} is not UTF-8 (byte {error.start})") from error
+
+
+def read_items(path: Path) -> list[dict[str, Any]]:
+    """Reads probe items, one JSON object a line; the worker checks what they say.
+
+    Raises:
+        UserError: The file or a line of it cannot be read; the line is named.
+    """
+    items: list[dict[str, Any]] = []
+    for number, line in enumerate(read_text(path, "suite").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            item = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: not JSON ({error})") from error
+        if not isinstance(item, dict):
+            raise UserError(f"{path}, line {number}: expected an object, got {line[:40]!r}")
+        items.append(item)
+    identities = [str(item.get("id")) for item in items]
+    twice = {name for name in identities if identities.count(name) > 1}
+    if twice:
+        raise UserError(f"{path}: these ids occur more than once: {', '.join(sorted(twice))}")
+    return items
+
+
+@model_app.command(name="list")
+def model_list(as_json: JsonOption = False) -> None:
+    """List the registered models.
+
+    Example: `mend model list`
+    """
+    with open_session() as session, session.transaction() as connection:
+        found = models.list_all(connection)
+    emit(
+        found,
+        as_json,
+        lambda: print_table(
+            ("name", "source", "base", "editor", "policy", "approval", "auto-promote", "paused"),
+            [
+                (
+                    m.name,
+                    m.source,
+                    short(m.base_digest),
+                    f"{m.editor.kind} {short(m.editor.digest, 8)}",
+                    m.policy.get("name"),
+                    m.approval,
+                    m.auto_promote,
+                    m.paused,
+                )
+                for m in found
+            ],
+            title="Models",
+        ),
+    )
+
+
+@model_app.command(name="configure")
+def model_configure(
+    reason: ReasonOption,
+    approval: Annotated[bool | None, typer.Option(help="Every edit waits for a person.")] = None,
+    auto_promote: Annotated[
+        bool | None, typer.Option(help="Promote by itself what passes the gate.")
+    ] = None,
+    max_attempts: Annotated[int | None, typer.Option(min=1, help="Tries of one edit.")] = None,
+    webhook: Annotated[
+        str | None, typer.Option(help="URL told of every promotion; empty removes it.")
+    ] = None,
+    webhook_secret: Annotated[
+        str | None, typer.Option(help="Key of the webhook's HMAC signature.")
+    ] = None,
+    vllm: Annotated[
+        str | None, typer.Option(help="vLLM server to hot-load adapters into; empty removes it.")
+    ] = None,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Change a model's settings; the trail keeps who, when and why.
+
+    Examples:
+
+    `mend model configure --approval --reason "four eyes from now on"`
+
+    `mend model configure --webhook https://ops/hook --webhook-secret S --reason "tell serving"`
+    """
+    changes: dict[str, Any] = {
+        name: value
+        for name, value in (
+            ("approval", approval),
+            ("auto_promote", auto_promote),
+            ("max_attempts", max_attempts),
+        )
+        if value is not None
+    }
+    with open_session() as session, session.transaction() as connection:
+        chosen = find_model(connection, model)
+        hooks = _hooks(chosen.settings, webhook, webhook_secret, vllm)
+        if hooks is not None:
+            changes["settings"] = {**chosen.settings, "hooks": hooks}
+        if not changes:
+            raise UserError("nothing to change; see `mend model configure --help`")
+        changed = models.configure(connection, chosen.id, actor=actor(), reason=reason, **changes)
+    emit(changed, as_json, lambda: say(f"{changed.name} is configured: {', '.join(changes)}."))
+
+
+def _hooks(
+    settings: Any, webhook: str | None, secret: str | None, vllm: str | None
+) -> list[dict[str, Any]] | None:
+    """Returns the hooks after the change, or None when none was asked for."""
+    if webhook is None and vllm is None:
+        if secret is not None:
+            raise UserError("--webhook-secret needs --webhook")
+        return None
+    hooks = [dict(hook) for hook in settings.get("hooks", ())]
+    for kind, url in (("webhook", webhook), ("vllm", vllm)):
+        if url is None:
+            continue
+        hooks = [hook for hook in hooks if hook.get("kind") != kind]
+        if url and not url.startswith(("http://", "https://")):
+            raise UserError(f"{url!r} is not an http:// or https:// address")
+        if url:
+            hook: dict[str, Any] = {"kind": kind, "url": url}
+            if kind == "webhook" and secret:
+                hook["secret"] = secret
+            hooks.append(hook)
+    return hooks
+
+
+@editor_app.command(
+    name="train", context_settings={**PASS_ON, "help_option_names": []}, add_help_option=False
+)
+def editor_train(ctx: typer.Context) -> None:
+    """Train an editor for a base model (`mend editor train --help` lists the options).
+
+    Example: `mend editor train --model smollm2 --data facts.jsonl --out my.safetensors --minutes 20`
+    """
+    hand_over("mend_core.training", list(ctx.args))
+
+
+@editor_app.command(name="register")
+def editor_register(
+    file: Annotated[str, typer.Argument(help="An editor file, or `shipped:NAME`.")],
+    timeout: Annotated[float, typer.Option(min=1, help="Longest wait, in seconds.")] = 300.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Make an editor file known to the ledger, by its digest.
+
+    Example: `mend editor register my.safetensors`
+    """
+    with open_session() as session:
+        result = waiting.run_job(
+            session,
+            "editor",
+            {"path": _editor(file)},
+            model_id=None,
+            actor=actor(),
+            timeout=timeout,
+        )
+    emit(
+        result,
+        as_json,
+        lambda: say(f"{result['kind']} editor {result['digest']} for {result['base_digest']}."),
+    )
+
+
+@editor_app.command(name="list")
+def editor_list(as_json: JsonOption = False) -> None:
+    """List the registered editors.
+
+    Example: `mend editor list`
+    """
+    with open_session() as session, session.transaction() as connection:
+        found = models.list_editors(connection)
+    emit(
+        found,
+        as_json,
+        lambda: print_table(
+            ("kind", "digest", "for base", "file"),
+            [(e.kind, short(e.digest), short(e.base_digest), e.path) for e in found],
+            title="Editors",
+        ),
+    )
+
+
+@suite_app.command(name="add")
+def suite_add(
+    file: Annotated[Path, typer.Argument(help="JSONL file of probe items.")],
+    reason: ReasonOption = "",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Forget the model's present items.")
+    ] = False,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Add probe items to a model; every later version must answer them.
+
+    A line is `{"id": "…", "kind": "protected", "prompt": "…"}`. Kinds: locality, protected,
+    capability, must_contain, must_not_contain (with `expect`), perplexity, health.
+
+    Example: `mend suite add golden.jsonl --reason "support's top 200 questions"`
+    """
+    items = read_items(file)
+    if not items:
+        raise UserError(f"{file} holds no probe items")
+    for item in items:
+        problem = _item_problem(item)
+        if problem:
+            raise UserError(f"{file}: item {item.get('id')!r}: {problem}")
+    with open_session() as session, session.transaction() as connection:
+        chosen = find_model(connection, model)
+        present = [] if replace else list(chosen.settings.get("suite", ()))
+        known = {item["id"] for item in present}
+        clash = sorted(str(item["id"]) for item in items if item["id"] in known)
+        if clash:
+            raise UserError(f"the model has items with these ids already: {', '.join(clash[:5])}")
+        models.configure(
+            connection,
+            chosen.id,
+            actor=actor(),
+            reason=reason or f"suite {file.name}",
+            settings={**chosen.settings, "suite": [*present, *items]},
+        )
+    total = len(present) + len(items)
+    emit(
+        {"added": len(items), "items": total},
+        as_json,
+        lambda: say(f"{len(items)} items added; {chosen.name} now has {total}."),
+    )
+
+
+KINDS = frozenset(
+    "locality protected capability must_contain must_not_contain perplexity health".split()
+)
+"""Kinds a user's own suite may hold; edit and paraphrase items are built from edits."""
+
+NEED_EXPECT = frozenset({"capability", "must_contain", "must_not_contain"})
+
+
+def _item_problem(item: dict[str, Any]) -> str | None:
+    """Finds what the science would refuse later, so that it is said now."""
+    for name in ("id", "kind", "prompt"):
+        if not isinstance(item.get(name), str) or not item[name]:
+            return f"field {name!r} must be a text that is not empty"
+    if item["kind"] not in KINDS:
+        return f"kind {item['kind']!r} is unknown; there are {', '.join(sorted(KINDS))}"
+    if item["kind"] in NEED_EXPECT and not item.get("expect"):
+        return f"kind {item['kind']!r} needs 'expect', a list of texts"
+    return None
+
+
+@suite_app.command(name="list")
+def suite_list(model: ModelOption = None, as_json: JsonOption = False) -> None:
+    """List a model's own probe items.
+
+    Example: `mend suite list`
+    """
+    with open_session() as session, session.transaction() as connection:
+        chosen = find_model(connection, model)
+    items = list(chosen.settings.get("suite", ()))
+    emit(
+        items,
+        as_json,
+        lambda: print_table(
+            ("id", "kind", "prompt", "expect"),
+            [(i["id"], i["kind"], i["prompt"], "; ".join(i.get("expect", ()))) for i in items],
+            title=f"Probe items of {chosen.name}",
+        ),
+    )

@@ -1,0 +1,214 @@
+"""`mend audit` and `mend doctor`: proof that nothing was lost, doubled or altered."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gateway import waiting
+from gateway.errors import UserError
+from gateway.output import JsonOption, complain, emit, plain, print_json, print_table, say
+from gateway.session import actor, open_session
+from ledger import audit
+from ledger import doctor as checks
+
+app = typer.Typer(rich_markup_mode="markdown")
+audit_app = typer.Typer(
+    help="""Verify, export and prove the audit trail.
+
+    Every change appends an event to a chain of hashes, in the same transaction as the change.
+    """,
+    rich_markup_mode="markdown",
+    no_args_is_help=True,
+)
+app.add_typer(audit_app, name="audit")
+
+
+@audit_app.command(name="verify")
+def audit_verify(
+    export: Annotated[
+        Path | None, typer.Option("--export", help="An exported file; needs no database.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every link of the trail, in the database or in an export.
+
+    Examples:
+
+    `mend audit verify`
+
+    `mend audit verify --export trail-2026-11.jsonl`
+    """
+    if export is not None:
+        if not export.is_file():
+            raise UserError(f"there is no file {export}")
+        found = audit.verify_export(export)
+    else:
+        with open_session() as session, session.transaction() as connection:
+            found = audit.verify(connection)
+    emit(
+        found,
+        as_json,
+        lambda: say(
+            f"The trail holds: {found.events} events, head {found.head_hash}, root {found.root}."
+        ),
+    )
+
+
+@audit_app.command(name="export")
+def audit_export(
+    file: Annotated[str, typer.Argument(help="File to write, or `-` for standard output.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Write the whole trail as JSONL, for an archive or an auditor.
+
+    Examples:
+
+    `mend audit export trail.jsonl`
+
+    `mend audit export - | gzip > trail.jsonl.gz`
+    """
+    with open_session() as session, session.transaction() as connection:
+        if file == "-":
+            audit.export(connection, sys.stdout)
+            return
+        with Path(file).open("x", encoding="utf-8", newline="\n") as stream:
+            count = audit.export(connection, stream)
+    emit({"events": count, "file": file}, as_json, lambda: say(f"{count} events in {file}."))
+
+
+@audit_app.command(name="prove")
+def audit_prove(
+    seq: Annotated[int | None, typer.Argument(help="Number of the event.")] = None,
+    check: Annotated[
+        Path | None, typer.Option("--check", help="Check a proof file instead; needs no database.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Prove that one event is in the trail (RFC 6962 inclusion proof), or check such a proof.
+
+    Examples:
+
+    `mend audit prove 120 --json > proof.json`
+
+    `mend audit prove --check proof.json`
+    """
+    if (seq is None) == (check is None):
+        raise UserError("give the number of an event, or --check FILE")
+    if check is not None:
+        proof = _read_json(check)
+        holds = audit.verify_proof(proof)
+        emit({"holds": holds}, as_json, lambda: say("The proof holds." if holds else "It does not hold."))
+        if not holds:
+            raise typer.Exit(1)
+        return
+    assert seq is not None
+    with open_session() as session, session.transaction() as connection:
+        proof = audit.prove(connection, seq)
+    if as_json:
+        print_json(proof)
+    else:
+        say(json.dumps(plain(proof), indent=2, ensure_ascii=False))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except (UnicodeDecodeError, ValueError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no proof: expected a JSON object")
+    return value
+
+
+@audit_app.command(name="checkpoint")
+def audit_checkpoint(as_json: JsonOption = False) -> None:
+    """Print the trail's size and Merkle root, to keep where the database's owner cannot change it.
+
+    Example: `mend audit checkpoint --json >> /mnt/worm/checkpoints.jsonl`
+    """
+    with open_session() as session, session.transaction() as connection:
+        point = audit.checkpoint(connection)
+    if as_json:
+        print_json(point)
+    else:
+        for name, value in point.items():
+            say(f"{name}: {value}")
+
+
+@audit_app.command(name="events")
+def audit_events(
+    after: Annotated[int, typer.Option(min=0, help="Only events after this number.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, help="How many.")] = 50,
+    as_json: JsonOption = False,
+) -> None:
+    """List events.
+
+    Example: `mend audit events --after 100`
+    """
+    with open_session() as session, session.transaction() as connection:
+        found = audit.events(connection, after=after, limit=limit)
+    emit(
+        found,
+        as_json,
+        lambda: print_table(
+            ("seq", "at", "event", "by", "subject"),
+            [(e.seq, e.at, e.kind, e.actor, e.subject) for e in found],
+            title="Audit trail",
+        ),
+    )
+
+
+@app.command()
+def doctor(
+    deep: Annotated[
+        bool,
+        typer.Option("--deep", help="Replay the trail; have a worker recompute version digests."),
+    ] = False,
+    timeout: Annotated[float, typer.Option(min=1, help="Longest wait, in seconds.")] = 900.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that nothing is lost, doubled or stranded.
+
+    Exit code 1 when something is wrong.
+
+    Examples:
+
+    `mend doctor`
+
+    `mend doctor --deep --json`
+    """
+    recomputed = False
+    with open_session() as session:
+        if deep and waiting.worker_alive(session):
+            result = waiting.run_job(
+                session, "doctor", {"deep": True}, model_id=None, actor=actor(), timeout=timeout
+            )
+            found = [dict(finding) for finding in result.get("findings", [])]
+            recomputed = True
+        else:
+            with session.transaction() as connection:
+                found = [plain(f) for f in checks.check(connection, deep=deep)]
+    value = {"healthy": not found, "deep": deep, "digests_recomputed": recomputed, "findings": found}
+
+    def human() -> None:
+        if found:
+            print_table(
+                ("rule", "thing", "problem"),
+                [(f["rule"], f["thing"], f["problem"]) for f in found],
+                title="Broken invariants",
+            )
+        else:
+            say("All invariants hold.")
+
+    emit(value, as_json, human)
+    if deep and not recomputed:
+        complain("no worker is alive: the versions' digests were not recomputed")
+    if found:
+        raise typer.Exit(1)

@@ -1,0 +1,413 @@
+"""Commands about versions, aliases and gates that the ledger alone answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from gateway import waiting
+from gateway.commands.requests import ModelOption, ReasonOption
+from gateway.output import JsonOption, emit, note, print_table, say, short
+from gateway.session import actor, find_model, find_version, open_session
+from ledger import aliases, gates, versions
+from ledger.records import AliasMove, Version
+
+app = typer.Typer(rich_markup_mode="markdown")
+
+VersionName = Annotated[
+    str, typer.Argument(help="A number, an alias, `previous`, or the start of a digest.")
+]
+ApproverOption = Annotated[
+    str | None, typer.Option("--approved-by", help="The second person; protected aliases need one.")
+]
+VERSION_COLUMNS = ("version", "digest", "parent", "edits", "gate", "made", "aliases")
+
+
+def version_row(version: Version, names: dict[int, list[str]]) -> tuple[object, ...]:
+    """Formats one version for the tables of `versions` and `lineage`."""
+    gate = f"{version.gate}" + (" (overridden)" if version.overridden_by else "")
+    return (
+        version.number,
+        short(version.digest),
+        version.parent_number,
+        version.edit_count,
+        gate,
+        version.created_at,
+        ", ".join(names.get(version.number, [])) + (" collected" if version.collected_at else ""),
+    )
+
+
+def _names(connection: Any, model_id: int) -> dict[int, list[str]]:
+    names: dict[int, list[str]] = {}
+    for alias in aliases.list_aliases(connection, model_id):
+        names.setdefault(alias.number, []).append(alias.name)
+    return names
+
+
+@app.command(name="versions")
+def list_versions(model: ModelOption = None, as_json: JsonOption = False) -> None:
+    """List the versions of a model.
+
+    Examples:
+
+    `mend versions`
+
+    `mend versions --json | jq '.[] | select(.gate == "pass") | .number'`
+    """
+    with open_session() as session, session.transaction() as connection:
+        chosen = find_model(connection, model)
+        found = versions.list_versions(connection, chosen.id)
+        names = _names(connection, chosen.id)
+    emit(
+        found,
+        as_json,
+        lambda: print_table(
+            VERSION_COLUMNS,
+            [version_row(version, names) for version in found],
+            title=f"Versions of {chosen.name}",
+        ),
+    )
+
+
+@app.command()
+def lineage(
+    version: VersionName = "production", model: ModelOption = None, as_json: JsonOption = False
+) -> None:
+    """Show a version's parents down to the base.
+
+    Examples:
+
+    `mend lineage`
+
+    `mend lineage 7 --json`
+    """
+    with open_session() as session, session.transaction() as connection:
+        chosen = find_model(connection, model)
+        found = versions.lineage(connection, find_version(connection, chosen, version).id)
+        names = _names(connection, chosen.id)
+        changes = {v.number: versions.changes(connection, v.id) for v in found}
+    value = [
+        {
+            "version": v,
+            "added": [member.edit_id for member in changes[v.number][0]],
+            "removed": [member.edit_id for member in changes[v.number][1]],
+        }
+        for v in found
+    ]
+    emit(
+        value,
+        as_json,
+        lambda: print_table(
+            (*VERSION_COLUMNS, "change"),
+            [
+                (
+                    *version_row(v, names),
+                    f"+{len(changes[v.number][0])} −{len(changes[v.number][1])}",
+                )
+                for v in found
+            ],
+            title=f"Lineage of version {found[0].number}",
+        ),
+    )
+
+
+def _say_move(move: AliasMove, as_json: bool) -> None:
+    came = "" if move.from_number is None else f" (was {move.from_number})"
+    emit(move, as_json, lambda: say(f"{move.alias} is now version {move.to_number}{came}."))
+
+
+@app.command()
+def promote(
+    version: VersionName = "candidate",
+    reason: ReasonOption = "promoted by hand",
+    approved_by: ApproverOption = None,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put a proven version into production.
+
+    A version whose gate did not pass is refused; an approver can override it with
+    `mend gate override`.
+
+    Examples:
+
+    `mend promote`
+
+    `mend promote 7 --reason "release 2026-11" --approved-by ana`
+    """
+    with open_session() as session, session.transaction() as connection:
+        chosen = find_model(connection, model)
+        move = aliases.promote(
+            connection,
+            chosen.id,
+            find_version(connection, chosen, version).id,
+            actor=actor(),
+            reason=reason,
+            approved_by=approved_by,
+        )
+    _say_move(move, as_json)
+
+
+@app.command()
+def rollback(
+    version: Annotated[
+        str | None, typer.Argument(help="Where to; left out: what production was before.")
+    ] = None,
+    reason: ReasonOption = "rolled back by hand",
+    approved_by: ApproverOption = None,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take production back to an earlier version.
+
+    Examples:
+
+    `mend rollback`
+
+    `mend rollback 3 --reason "complaints about edit 41"`
+    """
+    with open_session() as session, session.transaction() as connection:
+        chosen = find_model(connection, model)
+        target = None if version is None else find_version(connection, chosen, version).id
+        move = aliases.rollback(
+            connection,
+            chosen.id,
+            to_version_id=target,
+            actor=actor(),
+            reason=reason,
+            approved_by=approved_by,
+        )
+    _say_move(move, as_json)
+
+
+alias_app = typer.Typer(
+    help="""List, move and protect aliases.
+
+    An alias is a moving name for a version. `production` and `candidate` exist from the start.
+    """,
+    rich_markup_mode="markdown",
+    no_args_is_help=True,
+)
+app.add_typer(alias_app, name="alias")
+
+
+@alias_app.command(name="list")
+def alias_list(model: ModelOption = None, as_json: JsonOption = False) -> None:
+    """List a model's aliases.
+
+    Example: `mend alias list`
+    """
+    with open_session() as session, session.transaction() as connection:
+        chosen = find_model(connection, model)
+        found = aliases.list_aliases(connection, chosen.id)
+    emit(
+        found,
+        as_json,
+        lambda: print_table(
+            ("alias", "version", "protected", "moved"),
+            [(a.name, a.number, a.protected, a.moved_at) for a in found],
+            title=f"Aliases of {chosen.name}",
+        ),
+    )
+
+
+@alias_app.command(name="set")
+def alias_set(
+    name: Annotated[str, typer.Argument(help="Lower-case letters, digits, `.`, `_`, `-`.")],
+    version: VersionName,
+    reason: ReasonOption = "moved by hand",
+    approved_by: ApproverOption = None,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make or move an alias.
+
+    Example: `mend alias set canary 7 --reason "5 % of traffic"`
+    """
+    with open_session() as session, session.transaction() as connection:
+        chosen = find_model(connection, model)
+        move = aliases.move(
+            connection,
+            chosen.id,
+            name,
+            find_version(connection, chosen, version).id,
+            actor=actor(),
+            reason=reason,
+            approved_by=approved_by,
+        )
+    _say_move(move, as_json)
+
+
+@alias_app.command(name="protect")
+def alias_protect(
+    name: Annotated[str, typer.Argument(help="The alias.")],
+    off: Annotated[bool, typer.Option("--off", help="Unprotect it.")] = False,
+    reason: ReasonOption = "",
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let an alias move only with a second person's approval.
+
+    Example: `mend alias protect production --reason "SOC 2 CC8"`
+    """
+    with open_session() as session, session.transaction() as connection:
+        chosen = find_model(connection, model)
+        aliases.protect(
+            connection, chosen.id, name, not off, actor=actor(), reason=reason or "by hand"
+        )
+    emit(
+        {"alias": name, "protected": not off},
+        as_json,
+        lambda: say(f"{name} is {'no longer ' if off else ''}protected."),
+    )
+
+
+@app.command()
+def history(
+    alias: Annotated[str | None, typer.Argument(help="Only this alias.")] = None,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show every move of a model's aliases.
+
+    Example: `mend history production`
+    """
+    with open_session() as session, session.transaction() as connection:
+        chosen = find_model(connection, model)
+        moves = aliases.history(connection, chosen.id, alias)
+    emit(
+        moves,
+        as_json,
+        lambda: print_table(
+            ("at", "alias", "kind", "from", "to", "by", "approved by", "reason"),
+            [
+                (m.at, m.alias, m.kind, m.from_number, m.to_number, m.actor, m.approved_by, m.reason)
+                for m in moves
+            ],
+            title=f"Alias moves of {chosen.name}",
+        ),
+    )
+
+
+gate_app = typer.Typer(
+    help="Show a version's gate, override or decline it.",
+    rich_markup_mode="markdown",
+    no_args_is_help=True,
+)
+app.add_typer(gate_app, name="gate")
+
+
+@gate_app.command(name="show")
+def gate_show(
+    version: VersionName = "candidate", model: ModelOption = None, as_json: JsonOption = False
+) -> None:
+    """Show what the gate said of a version, check by check.
+
+    Examples:
+
+    `mend gate show`
+
+    `mend gate show 7 --json`
+    """
+    with open_session() as session, session.transaction() as connection:
+        chosen = find_model(connection, model)
+        found = find_version(connection, chosen, version)
+        decisions = gates.decisions(connection, found.id)
+    value = {"version": found.number, "gate": str(found.gate), "decisions": decisions}
+
+    def human() -> None:
+        say(f"Version {found.number} of {chosen.name}: {found.gate}")
+        for decision in decisions:
+            print_table(
+                ("check", "outcome", "what was found"),
+                [
+                    (check.get("name"), check.get("outcome"), check.get("sentence", ""))
+                    for check in decision.get("checks", [])
+                ],
+                title=f"{decision.get('outcome')} by {decision.get('actor')}",
+            )
+
+    emit(value, as_json, human)
+
+
+@gate_app.command(name="check")
+def gate_check(
+    version: VersionName = "candidate",
+    record: Annotated[
+        bool, typer.Option("--record", help="Keep the decision; else it is only shown.")
+    ] = False,
+    timeout: Annotated[float, typer.Option(min=1, help="Longest wait, in seconds.")] = 1800.0,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge a version again with the model's present policy and suite.
+
+    Example: `mend gate check 7 --record` after the suite grew
+    """
+    with open_session() as session:
+        with session.transaction() as connection:
+            chosen = find_model(connection, model)
+            find_version(connection, chosen, version)
+        result = waiting.run_job(
+            session,
+            "gate",
+            {"version": version, "record": record},
+            model_id=chosen.id,
+            actor=actor(),
+            timeout=timeout,
+            tell=note,
+        )
+
+    def human() -> None:
+        say(f"Version {result['number']}: {result['outcome']}")
+        print_table(
+            ("check", "outcome", "what was found"),
+            [(c.get("name"), c.get("outcome"), c.get("sentence", "")) for c in result["checks"]],
+        )
+
+    emit(result, as_json, human)
+
+
+@gate_app.command(name="override")
+def gate_override(
+    version: VersionName,
+    reason: ReasonOption,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a version through in spite of its gate; who and why stay in the trail for ever.
+
+    Example: `mend gate override 7 --reason "false alarm: probe 12 was wrong"`
+    """
+    with open_session() as session, session.transaction() as connection:
+        chosen = find_model(connection, model)
+        found = find_version(connection, chosen, version)
+        gates.override(connection, found.id, actor=actor(), reason=reason)
+    emit(
+        {"version": found.number, "overridden_by": actor()},
+        as_json,
+        lambda: say(f"Version {found.number} may now be promoted: `mend promote {found.number}`."),
+    )
+
+
+@gate_app.command(name="decline")
+def gate_decline(
+    version: VersionName,
+    reason: ReasonOption,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Settle an inconclusive gate with a no.
+
+    Example: `mend gate decline 7 --reason "not enough probes to be sure"`
+    """
+    with open_session() as session, session.transaction() as connection:
+        chosen = find_model(connection, model)
+        found = find_version(connection, chosen, version)
+        gates.decline(connection, found.id, actor=actor(), reason=reason)
+    emit(
+        {"version": found.number, "declined_by": actor()},
+        as_json,
+        lambda: say(f"Version {found.number} is declined."),
+    )

@@ -1,0 +1,120 @@
+"""`mend up`, `mend down`, `mend status`: the service as a whole."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from gateway import launch, status_view
+from gateway.errors import UserError
+from gateway.output import JsonOption, emit, note, print_json, say
+from gateway.rundir import RunDir, make_home
+from gateway.session import open_session
+
+app = typer.Typer(rich_markup_mode="markdown")
+
+WORDS = {"postgres": "Postgres", "beat": "beat (periodic sweep)", "exporter": "metrics exporter"}
+
+
+def describe(event: dict[str, Any]) -> None:
+    """Prints one event of a start for people."""
+    what = WORDS.get(event.get("what", ""), event.get("what", ""))
+    match event["event"]:
+        case "starting":
+            note(f"starting {what} …")
+        case "died":
+            note(f"{what} ended with status {event['status']}; starting it again")
+        case _:
+            pass
+
+
+@app.command()
+def up(
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay attached; Ctrl-C stops the service.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="How many worker processes.")] = 1,
+    metrics_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of /metrics; 0 takes a free one.")
+    ] = 9464,
+    metrics_host: Annotated[str, typer.Option(help="Address /metrics listens on.")] = "127.0.0.1",
+    as_json: JsonOption = False,
+) -> None:
+    """Start the service: Postgres, worker, beat and exporter.
+
+    Without DATABASE_URL an embedded Postgres is started in MEND_HOME; without BROKER_URL the
+    wake-ups travel through that same database. Files, logs and stores live in MEND_HOME
+    (default `~/.local/share/mend`).
+
+    Examples:
+
+    `mend up`
+
+    `mend up --workers 2 --metrics-port 0 --json`
+
+    `DATABASE_URL=postgresql://mend@db/mend BROKER_URL=redis://cache/0 mend up --foreground`
+    """
+    home = make_home(None)
+    arguments = ["--metrics-port", str(metrics_port), "--metrics-host", metrics_host]
+    arguments += ["--workers", str(workers)]
+    for variable, option in (("DATABASE_URL", "--database-url"), ("BROKER_URL", "--broker-url")):
+        if value := os.environ.get(variable, "").strip():
+            arguments += [option, value]
+    if foreground:
+        os.execv(  # noqa: S606 - we become the supervisor, so that Ctrl-C reaches it
+            sys.executable,
+            [sys.executable, "-m", "gateway.supervisor", "--home", str(home), *arguments],
+        )
+    started = launch.launch(home, arguments, (lambda _: None) if as_json else describe)
+    info = {key: value for key, value in started.up.items() if key not in ("event", "at")}
+
+    def human() -> None:
+        say(f"The service is up (supervisor {info['pid']}, home {home}).")
+        say(f"  metrics  {info['metrics_url']}")
+        say(f"  logs     {info['logs']}")
+        say("  next     mend model register …, mend submit …, mend status; stop with mend down")
+
+    emit(info, as_json, human)
+
+
+@app.command()
+def down(as_json: JsonOption = False) -> None:
+    """Stop the service.
+
+    Each worker finishes or gives back what it holds; nothing is lost.
+
+    Example: `mend down`
+    """
+    rundir = RunDir(make_home(None))
+    stopped = launch.stop_running(rundir)
+    if not stopped and not as_json:
+        say(f"Nothing is running in {rundir.home}.")
+    elif as_json:
+        print_json({"stopped": stopped, "home": str(rundir.home)})
+    else:
+        say("Stopped.")
+
+
+@app.command()
+def status(as_json: JsonOption = False) -> None:
+    """Show what runs, what waits and what is in production.
+
+    Examples:
+
+    `mend status`
+
+    `mend status --json | jq .models[0].edits`
+    """
+    rundir = RunDir(make_home(None))
+    info = rundir.read()
+    if info is None and not os.environ.get("DATABASE_URL"):
+        if as_json:
+            print_json({"running": False, "home": str(rundir.home)})
+            return
+        raise UserError(f"nothing is running in {rundir.home}; start it with `mend up`")
+    with open_session() as session:
+        view = status_view.collect(session, info)
+    emit(view, as_json, lambda: status_view.show(view))

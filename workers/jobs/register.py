@@ -1,0 +1,166 @@
+"""``register`` and ``editor``: what the ledger must know of a base and an editor, read from files.
+
+Digests are computed where the weights are, by the science; the front door never loads a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ledger import models as model_rows
+from ledger.errors import AlreadyExists
+from ledger.records import Job
+from mend_core.editors import Editor, FactorEditor, load_editor
+from mend_core.editors.shipped import shipped_editor, shipped_editors
+from mend_core.errors import EditorMismatch, EditorNotFound
+from mend_core.factors import version_digest
+from mend_core.models import load_base
+from mend_core.probes import ProbeItem, load_policy, parse_policy
+
+from workers.context import Context
+from workers.jobs import JobInvalid
+from workers.jobs.payload import field
+
+SHIPPED = "shipped"
+"""Editor name that means: the shipped editor made for this base."""
+
+
+def _editor_path(which: str, base_digest: str | None) -> Path:
+    """Finds an editor file.
+
+    Args:
+        which: A path, "shipped:NAME", or "shipped" for the one made for the base.
+        base_digest: The base, needed for "shipped" alone.
+
+    Raises:
+        EditorNotFound: There is none.
+        EditorMismatch: No shipped editor was made for this base.
+    """
+    if which.startswith(f"{SHIPPED}:"):
+        return shipped_editor(which.partition(":")[2])
+    if which != SHIPPED:
+        path = Path(which).expanduser()
+        if not path.is_absolute():
+            raise JobInvalid(f"field 'editor': {which!r} must be an absolute path or shipped:NAME")
+        if not path.is_file():
+            raise EditorNotFound(f"there is no editor file {path}")
+        return path
+    for name in shipped_editors():
+        path = shipped_editor(name)
+        if load_editor(path).base_digest == base_digest:
+            return path
+    raise EditorMismatch(
+        f"none of the shipped editors ({', '.join(shipped_editors()) or 'none'}) was made for base "
+        f"{base_digest}; train one with `mend editor train`"
+    )
+
+
+def _factor_editor(path: Path) -> FactorEditor:
+    loaded: Editor = load_editor(path)
+    if not isinstance(loaded, FactorEditor):
+        raise EditorMismatch(
+            f"{path}: a {loaded.kind} editor gives whole weight changes, not factors, so versions "
+            "cannot be made with it; use mend, malmen or ultra"
+        )
+    return loaded
+
+
+def editor(context: Context, job: Job) -> Mapping[str, Any]:
+    """Register an editor file.
+
+    Payload: ``path`` (absolute, or "shipped:NAME"), ``meta``.
+    """
+    path = _editor_path(field(job, "path", str), None)
+    loaded = _factor_editor(path)
+    row = context.transact(
+        lambda conn: model_rows.register_editor(
+            conn,
+            digest=loaded.digest,
+            kind=loaded.kind,
+            base_digest=loaded.base_digest,
+            path=str(path),
+            meta=job.payload.get("meta") or {},
+            actor=job.requested_by,
+        )
+    )
+    return {
+        "id": row.id,
+        "digest": row.digest,
+        "kind": row.kind,
+        "base_digest": row.base_digest,
+        "path": row.path,
+        "matrices": list(loaded.matrices),
+    }
+
+
+def register(context: Context, job: Job) -> Mapping[str, Any]:
+    """Register a model: base, editor, policy and probe items; makes version 0.
+
+    Payload: ``name``, ``source`` ("smollm2", a folder or a hub id), ``editor`` (default: the
+    shipped one made for this base), ``policy`` (shipped name) or ``policy_text`` (YAML),
+    ``suite`` (probe items), ``settings``, ``approval``, ``auto_promote``, ``max_attempts``.
+    """
+    name, source = field(job, "name", str), field(job, "source", str)
+    if any(model.name == name for model in context.transact(model_rows.list_all)):
+        raise AlreadyExists(f"a model called {name!r} is registered already; choose another name")
+    text = job.payload.get("policy_text")
+    policy = (
+        parse_policy(text) if text is not None else load_policy(field(job, "policy", str, "default"))
+    )
+    items = [ProbeItem.from_dict(record) for record in job.payload.get("suite") or ()]
+    settings = dict(job.payload.get("settings") or {})
+    if items:
+        settings["suite"] = [item.to_dict() for item in items]
+    base = load_base(
+        source, device=context.config.device, dtype=str(settings.get("dtype", "float32"))
+    )
+    path = _editor_path(field(job, "editor", str, SHIPPED), base.digest)
+    loaded = _factor_editor(path)
+    loaded.check(base)
+    composition = loaded.composition.to_dict()
+
+    def write(conn: Any) -> Any:
+        row = model_rows.register_editor(
+            conn,
+            digest=loaded.digest,
+            kind=loaded.kind,
+            base_digest=loaded.base_digest,
+            path=str(path),
+            meta={},
+            actor=job.requested_by,
+        )
+        return model_rows.register(
+            conn,
+            name=name,
+            source=source,
+            base_digest=base.digest,
+            editor_id=row.id,
+            composition=composition,
+            version_digest=version_digest(base.digest, loaded.digest, composition, ()),
+            policy=policy.to_dict(),
+            policy_digest=policy.digest,
+            settings=settings,
+            approval=bool(job.payload.get("approval", False)),
+            auto_promote=bool(job.payload.get("auto_promote", True)),
+            max_attempts=field(job, "max_attempts", int, 5),
+            actor=job.requested_by,
+        )
+
+    model = context.transact(write)
+    # Warm now: the first batch should not wait for a second load.
+    context.models.get(model)
+    return {
+        "id": model.id,
+        "name": model.name,
+        "source": model.source,
+        "base_digest": model.base_digest,
+        "editor": loaded.kind,
+        "editor_digest": loaded.digest,
+        "editor_path": str(path),
+        "policy": policy.name,
+        "policy_says": policy.says,
+        "policy_digest": policy.digest,
+        "matrices": list(loaded.matrices),
+    }
