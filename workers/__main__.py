@@ -19,7 +19,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("role", choices=("worker", "beat"))
     parser.add_argument("--database-url", help="ledger; default: the environment's DATABASE_URL")
     parser.add_argument("--broker-url", help="broker of wake-ups; default: BROKER_URL or pgmq://")
-    parser.add_argument("--home", help="folder of stores and caches; default: MEND_HOME or the user's data folder")
+    parser.add_argument(
+        "--home", help="folder of stores and caches; default: MEND_HOME or the user's data folder"
+    )
     parser.add_argument("--name", help="name of this worker in logs and tables")
     parser.add_argument("--device", help="torch device, e.g. cuda:0; default: cpu")
     parser.add_argument("--log-level", default="INFO", help="default: %(default)s")
@@ -51,7 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Imported now: the application reads the environment written above.
     from ledger import db  # noqa: PLC0415 - see above
     from ledger.errors import LedgerError  # noqa: PLC0415 - see above
-
     from workers import broker, faults, settings  # noqa: PLC0415 - see above
 
     try:

@@ -14,8 +14,8 @@ import logging
 from typing import Any
 
 from celery import Celery, signals
-from ledger.errors import DatabaseDown
 
+from ledger.errors import DatabaseDown
 from workers import broker, settings
 
 log = logging.getLogger("mend.worker")

@@ -16,6 +16,7 @@ import logging
 from typing import Any
 
 import psycopg
+
 from ledger.home import libpq
 
 log = logging.getLogger("mend.broker")
@@ -23,7 +24,7 @@ log = logging.getLogger("mend.broker")
 PGMQ_LOCK = 0x6D656E64
 """Advisory lock key ("mend" in ASCII) under which the pgmq schema is installed."""
 
-POLL_SECONDS = 1.0
+POLL_SECONDS = 0.25
 """How often a pgmq worker looks without having been notified."""
 
 QUEUE = "mend"
@@ -87,8 +88,9 @@ def prepare(broker_url: str, database_url: str) -> None:
     settings = celery_settings(broker_url, database_url)["broker_transport_options"]
     with psycopg.connect(settings["conn_string"]) as connection:
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (PGMQ_LOCK,))
-        row = connection.execute("SELECT to_regproc('pgmq.send') IS NULL AND "
-                                 "to_regnamespace('pgmq') IS NULL").fetchone()
+        row = connection.execute(
+            "SELECT to_regproc('pgmq.send') IS NULL AND to_regnamespace('pgmq') IS NULL"
+        ).fetchone()
         if row is not None and row[0]:
             log.info("installing the pgmq schema")
             install_pgmq_sql(get_embedded_install_sql(), conn=connection)

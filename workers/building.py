@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+
 from ledger.records import SetMember, Version
 from mend_core.errors import StoreCorrupt, StoreMissing
 from mend_core.factors import (
@@ -25,7 +26,6 @@ from mend_core.factors import (
     version_digest,
     weights_digest,
 )
-
 from workers.runtime import WarmModel, Weights
 
 log = logging.getLogger("mend.build")
@@ -54,9 +54,7 @@ class Built:
 
 def digest_of(warm: WarmModel, members: Iterable[str]) -> str:
     """A version's name, from its set alone."""
-    return version_digest(
-        warm.base.digest, warm.editor.digest, warm.composition.to_dict(), members
-    )
+    return version_digest(warm.base.digest, warm.editor.digest, warm.composition.to_dict(), members)
 
 
 def _rows(warm: WarmModel, digests: Iterable[str]) -> list[GridRows]:
@@ -119,9 +117,7 @@ def build(
     delta: Delta = compose(warm.composition, grid, sums, rows)
     finite = all(bool(torch.isfinite(change).all()) for change in delta.values())
     weights = materialise(warm.base, delta)
-    return Built(
-        digest_of(warm, members), members, sums, weights, warm.norms(delta), finite=finite
-    )
+    return Built(digest_of(warm, members), members, sums, weights, warm.norms(delta), finite=finite)
 
 
 def files_of(warm: WarmModel, built: Built, parent: str | None) -> VersionFiles:

@@ -12,7 +12,6 @@ from typing import Any
 from ledger import db
 from ledger import workers as registry
 from ledger.errors import DatabaseDown, LedgerError
-
 from workers import faults, pipeline
 from workers.context import Context, Stopping
 from workers.runtime import WarmModels

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 from uuid import UUID
 
+from sqlalchemy import Connection, Engine
+
 from ledger import db
 from ledger import leases as lease_rows
 from ledger.errors import StaleFence
 from ledger.records import Committed, Lease, VersionDraft
-from sqlalchemy import Connection, Engine
-
 from workers import faults
 from workers.lease_keeper import LeaseKeeper, LeaseLost, die
 from workers.runtime import WarmModels
@@ -110,7 +110,9 @@ class Held:
             except StaleFence as error:
                 raise LeaseLost(str(error)) from error
 
-    def commit(self, commit: Callable[[Connection, Lease, VersionDraft], Committed], draft: VersionDraft) -> Committed:
+    def commit(
+        self, commit: Callable[[Connection, Lease, VersionDraft], Committed], draft: VersionDraft
+    ) -> Committed:
         """Commit a version and go on with the lease's next fence."""
         with self._swap:
             faults.point("before-commit")

@@ -12,16 +12,16 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
+from ledger.events import Listener
+from sqlalchemy import Connection
+
 from ledger import chunks as chunk_rows
 from ledger import models as model_rows
 from ledger.errors import LedgerError, StaleFence
-from ledger.events import Listener
 from ledger.records import Chunk, FactorRecord
 from mend_core.datasets.edit import Edit
 from mend_core.errors import EditError, NonFinite
 from mend_core.factors import FactorRows, GridRows
-from sqlalchemy import Connection
-
 from workers import faults
 from workers.context import Context
 from workers.runtime import WarmModel, core_edit

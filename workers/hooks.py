@@ -27,14 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from sqlalchemy import Connection, text
+
 from ledger import aliases as alias_rows
 from ledger import jobs as job_rows
 from ledger import models as model_rows
 from ledger import versions as version_rows
 from ledger.records import AliasMove, Job, Model
 from mend_core.errors import StoreError
-from sqlalchemy import Connection, text
-
 from workers.context import Context
 
 log = logging.getLogger("mend.hooks")
@@ -118,7 +118,10 @@ def deliver(context: Context, job: Job) -> Mapping[str, Any]:
         "event": "alias.moved",
         "model": model.name,
         "digest": version.digest,
-        **{k: job.payload[k] for k in ("move", "alias", "from", "to", "kind", "actor", "reason", "at")},
+        **{
+            k: job.payload[k]
+            for k in ("move", "alias", "from", "to", "kind", "actor", "reason", "at")
+        },
     }
     said: list[dict[str, Any]] = []
     problems: list[str] = []
@@ -147,7 +150,9 @@ def _one(
         return {"kind": kind, "link": str(link), "folder": str(folder)}
     if kind == "vllm":
         return _load_adapter(context, model, hook, event)
-    raise HookFailed(f"model {model.name}: hook kind {kind!r} is not one of {', '.join(HOOK_KINDS)}")
+    raise HookFailed(
+        f"model {model.name}: hook kind {kind!r} is not one of {', '.join(HOOK_KINDS)}"
+    )
 
 
 def _send(url: str, body: bytes, headers: Mapping[str, str], *, secret: str | None = None) -> int:
@@ -211,7 +216,11 @@ def _load_adapter(
     headers = {"Content-Type": "application/json"}
     unload = json.dumps({"lora_name": name}).encode()
     if int(event["to"]) == 0:
-        return {"kind": "vllm", "name": name, "status": _send(f"{url}/v1/unload_lora_adapter", unload, headers)}
+        return {
+            "kind": "vllm",
+            "name": name,
+            "status": _send(f"{url}/v1/unload_lora_adapter", unload, headers),
+        }
     folder = exported(context, model, int(event["to"]), str(event["digest"]), "peft")
     load = {"lora_name": name, "lora_path": str(folder), "load_inplace": True}
     status = _send(f"{url}/v1/load_lora_adapter", json.dumps(load).encode(), headers)

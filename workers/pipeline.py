@@ -11,6 +11,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sqlalchemy import Connection
+
 from ledger import aliases as alias_rows
 from ledger import batches as batch_rows
 from ledger import chunks as chunk_rows
@@ -26,8 +28,6 @@ from mend_core.datasets.edit import Edit as CoreEdit
 from mend_core.errors import EditorError, ModelError, ProbeError, StoreError
 from mend_core.factors import platform_tag, weights_digest
 from mend_core.probes import Outcome
-from sqlalchemy import Connection
-
 from workers import faults, hooks, proving
 from workers.building import build, files_of, weights_of
 from workers.context import Context, Held, Stopping
@@ -217,8 +217,11 @@ class Build:
         )
         faults.point("after-gate")
         log.info(
-            "model %s: version %d: gate says %s%s", self.model.name, version.number,
-            verdict.decision.outcome.value, "; it is in production" if promoted else "",
+            "model %s: version %d: gate says %s%s",
+            self.model.name,
+            version.number,
+            verdict.decision.outcome.value,
+            "; it is in production" if promoted else "",
         )
         if promoted:
             hooks.submit_due(self.context)
@@ -245,7 +248,11 @@ class Build:
             }
         log.info(
             "model %s: version %d failed; %d culprits of %d, %d steps made stronger, %d probe runs",
-            self.model.name, version.number, len(culprits), len(by_id), len(found.stronger),
+            self.model.name,
+            version.number,
+            len(culprits),
+            len(by_id),
+            len(found.stronger),
             found.runs,
         )
         stronger = [factor_record(f) for f in found.stronger.values()]

@@ -32,7 +32,6 @@ from mend_core.probes import (
     summarise,
 )
 from mend_core.probes.scoring import Scorer
-
 from workers import faults
 from workers.building import Built, build
 from workers.runtime import WarmModel, Weights
@@ -207,15 +206,12 @@ def evidence(verdict: Verdict, edit_id: str, why: str) -> dict[str, Any]:
     return {
         "why": why,
         "gate": verdict.decision.outcome.value,
-        "checks": [
-            c.to_dict() for c in verdict.decision.checks if c.outcome is not Outcome.PASS
-        ],
+        "checks": [c.to_dict() for c in verdict.decision.checks if c.outcome is not Outcome.PASS],
         "broke": broken[:50],
         "own": own[:20],
         "policy": verdict.decision.policy_digest,
         "suite": verdict.decision.suite_digest,
     }
-
 
 
 def blame(
@@ -252,7 +248,9 @@ def blame(
             return Blame({}, stronger, judge.runs - runs_before)
     for edit_id in [e for e in verdict.decision.not_taken if e in now]:
         culprits[edit_id] = evidence(
-            verdict, edit_id, f"did not take, even with a step {STEP_GROWTH**STEP_TRIES:.3g} x as strong"
+            verdict,
+            edit_id,
+            f"did not take, even with a step {STEP_GROWTH**STEP_TRIES:.3g} x as strong",
         )
         stronger.pop(edit_id, None)
         del now[edit_id]

@@ -13,16 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
+
 from ledger.records import Edit as LedgerEdit
 from ledger.records import Model
-from mend_core.digests import json_digest
 from mend_core.datasets.edit import Edit, PromptAnswer
+from mend_core.digests import json_digest
 from mend_core.editors.base import FactorEditor, load_editor
 from mend_core.errors import EditorCorrupt, EditorMismatch
 from mend_core.factors import Composition, FactorStore, VersionStore
 from mend_core.models import Base, Overlay, PrefixCache, load_base
-from torch import Tensor
-
 from workers.settings import Settings
 
 log = logging.getLogger("mend.runtime")
@@ -147,7 +147,12 @@ class WarmModels:
             EditorError: The editor cannot be loaded, or is not the registered one.
         """
         # Composition is part of the key: reconfiguring a model must not leave a stale one warm.
-        key = (model.id, model.base_digest, model.editor.digest, json_digest(dict(model.composition)))
+        key = (
+            model.id,
+            model.base_digest,
+            model.editor.digest,
+            json_digest(dict(model.composition)),
+        )
         warm = self._models.get(key)
         if warm is None:
             log.info("loading model %s", model.name)

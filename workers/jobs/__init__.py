@@ -17,7 +17,6 @@ from ledger import jobs as job_rows
 from ledger.errors import DatabaseDown, LedgerError, StaleFence
 from ledger.records import Job
 from mend_core.errors import MendError
-
 from workers import faults
 from workers.context import Context, Stopping
 
@@ -38,6 +37,8 @@ HANDLERS: Mapping[str, str] = {
     "collect": "workers.jobs.collect:collect",
     "doctor": "workers.jobs.doctor:doctor",
     "hook": "workers.hooks:deliver",
+    "editor": "workers.jobs.register:editor",
+    "register": "workers.jobs.register:register",
 }
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from ledger.records import Job
 from mend_core.models import greedy
-
 from workers.context import Context
 from workers.jobs import JobInvalid
 from workers.jobs.payload import field, model_of, weights_by_name

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sqlalchemy import Connection
+
 from ledger import retention
 from ledger.records import Job
 from mend_core.factors import FactorStore, VersionStore
-from sqlalchemy import Connection
-
 from workers.context import Context
 from workers.jobs.payload import field, model_of
 

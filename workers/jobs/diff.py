@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sqlalchemy import Connection
+
 from ledger import edits as edit_rows
 from ledger.records import Job
 from mend_core.probes import build_suite
 from mend_core.probes.scoring import Scorer
-from sqlalchemy import Connection
-
 from workers.building import weights_of
 from workers.context import Context
 from workers.jobs.payload import field, find_version, model_of
@@ -50,16 +50,20 @@ def diff(context: Context, job: Job) -> Mapping[str, Any]:
         norm = float((right - left).norm())
         if norm:
             matrices[name] = {"norm": norm, "relative": norm / float(own[name].double().norm())}
-    suite = build_suite(
-        [core_edit(edit) for edit in (*only_a, *only_b)], user_items(model)
-    )
+    suite = build_suite([core_edit(edit) for edit in (*only_a, *only_b)], user_items(model))
     answers: list[dict[str, str]] = []
     if len(suite):
         scorer = Scorer(warm.base, suite, prefix=warm.prefix)
         before = scorer.score(weights_a) if weights_a else scorer.reference()
         after = scorer.score(weights_b, drafts=before) if weights_b else scorer.reference()
         answers = [
-            {"item_id": x.item_id, "kind": x.kind.value, "prompt": x.prompt, "a": x.answer, "b": y.answer}
+            {
+                "item_id": x.item_id,
+                "kind": x.kind.value,
+                "prompt": x.prompt,
+                "a": x.answer,
+                "b": y.answer,
+            }
             for x, y in zip(before, after, strict=True)
             if x.answer != y.answer
         ]

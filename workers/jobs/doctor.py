@@ -10,7 +10,6 @@ from ledger import doctor as checker
 from ledger.records import Job, SetMember, Version
 from mend_core.errors import MendError
 from mend_core.factors import FactorStore, VersionStore, version_digest
-
 from workers.context import Context
 from workers.settings import Settings
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from ledger.records import Job, Model
 from mend_core.factors import export_merged, export_peft, weights_digest
-
 from workers.context import Context
 from workers.jobs import JobInvalid
 from workers.jobs.payload import field, find_version, model_of, weights_by_name

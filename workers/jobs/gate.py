@@ -8,7 +8,6 @@ from typing import Any
 from ledger import gates as gate_rows
 from ledger.records import Job
 from mend_core.probes import Policy
-
 from workers.context import Context
 from workers.jobs import JobInvalid
 from workers.jobs.payload import find_version, model_of

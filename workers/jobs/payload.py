@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 from ledger import models as model_rows
 from ledger import versions as version_rows
 from ledger.records import Job, Model, SetMember, Version
-
 from workers.building import weights_of
 from workers.context import Context
 from workers.jobs import JobInvalid
@@ -47,9 +46,7 @@ def model_of(context: Context, job: Job) -> Model:
     return context.transact(lambda conn: model_rows.get(conn, which))
 
 
-def find_version(
-    context: Context, model: Model, which: object
-) -> tuple[Version, list[SetMember]]:
+def find_version(context: Context, model: Model, which: object) -> tuple[Version, list[SetMember]]:
     """A version by number, alias, "previous" or digest prefix, with its set.
 
     Raises:

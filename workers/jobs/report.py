@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import Connection
+
 from ledger import edits as edit_rows
 from ledger import gates as gate_rows
 from ledger import versions as version_rows
 from ledger.records import Edit, Job
 from mend_core.probes import report_dict, report_html
-from sqlalchemy import Connection
-
 from workers.context import Context
 from workers.jobs import JobInvalid
 from workers.jobs.payload import find_version, model_of

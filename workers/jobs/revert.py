@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sqlalchemy import Connection
+
 from ledger import versions as version_rows
 from ledger.errors import StaleParent
 from ledger.records import Job, Model, Plan, SetMember, Version
 from mend_core.probes import Outcome
-from sqlalchemy import Connection
-
 from workers import hooks
 from workers.context import Context, Held
 from workers.jobs import Busy, JobInvalid

@@ -8,7 +8,6 @@ from typing import Any
 from ledger.records import Job
 from mend_core.errors import MendError
 from mend_core.factors import platform_tag, weights_digest
-
 from workers.building import build, digest_of
 from workers.context import Context
 from workers.jobs.payload import find_version, model_of
@@ -34,7 +33,8 @@ def verify(context: Context, job: Job) -> Mapping[str, Any]:
     factors = [m.factor_digest for m in members]
     identity = version.digest if version.number == 0 else digest_of(warm, factors)
     check(
-        "identity", identity == version.digest,
+        "identity",
+        identity == version.digest,
         f"the set of {len(factors)} factors gives {identity}",
     )
     if version.number:
@@ -56,7 +56,8 @@ def verify(context: Context, job: Job) -> Mapping[str, Any]:
                 check("weights", same, f"materialised weights are {made}")
             else:
                 check(
-                    "weights", ok=True,
+                    "weights",
+                    ok=True,
                     says=f"made on {version.platform}, rebuilt on {here}: equal within the last bits",
                 )
     return {
