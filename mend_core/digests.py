@@ -34,7 +34,7 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
         tensor: Any shape, any dtype; moved to the CPU and made contiguous if it is not.
     """
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return memoryview(flat.numpy())
+    return memoryview(flat.numpy())  # type: ignore[arg-type]  # numpy arrays are buffers
 
 
 def update_with_tensor(hasher: Any, name: str, tensor: Tensor) -> None:

@@ -103,10 +103,10 @@ class Accumulators:
             self.cross[name] = torch.zeros(scale.d_in, scale.d_out, dtype=torch.float64)
             if self.with_gram:
                 self.gram[name] = torch.zeros(scale.d_in, scale.d_in, dtype=torch.float64)
-        for u16, v16 in zip(keys.split(_CHUNK), values.split(_CHUNK), strict=True):
-            u = u16.double()  # (rows, d_in)
+        for start in range(0, len(keys), _CHUNK):
+            u = keys[start : start + _CHUNK].double()  # (rows, d_in)
             # Fresh zeros plus a product can't leave a -0.0 behind, so digests compare.
-            self.cross[name].addmm_(u.t(), v16.double(), alpha=sign)
+            self.cross[name].addmm_(u.t(), values[start : start + _CHUNK].double(), alpha=sign)
             if self.with_gram:
                 self.gram[name].addmm_(u.t(), u, alpha=sign)
 

@@ -50,6 +50,7 @@ class Composition:
     strength: float = 1.0
 
     def __post_init__(self) -> None:
+        """Refuses settings no set could be composed with (EditorCorrupt)."""
         if self.kind not in ("sum", "ridge"):
             raise EditorCorrupt(f"composition {self.kind!r} is unknown; use 'sum' or 'ridge'")
         if self.kind == "ridge" and not self.ridge:
@@ -98,7 +99,7 @@ class Composition:
         return json_digest(self.to_dict())
 
     def tensors(self) -> dict[str, Tensor]:
-        """The protected Gram matrices as named tensors ``protected|<matrix>`` for an editor file."""
+        """The protected Gram matrices for an editor file, named ``protected|<matrix>``."""
         return {f"protected|{name}": gram.double() for name, gram in self.protected.items()}
 
     @staticmethod
@@ -279,16 +280,17 @@ def _primal(
     system.diagonal().add_(composition.ridge_of(name))
     root = _cholesky(system, name)
     with one_thread():
-        return torch.cholesky_solve(cross, root).t().contiguous()
+        solution: Tensor = torch.cholesky_solve(cross, root)
+    return solution.t().contiguous()
 
 
 def _dual(
     composition: Composition, scale: MatrixGrid, name: str, factors: Sequence[GridRows]
 ) -> Tensor:
-    """ΔW (d_out, d_in) from the rows: with A = C + λI = LLᵀ and B = L⁻¹Uᵀ (Woodbury),
+    """ΔW (d_out, d_in) from the rows, by Woodbury.
 
-    ΔWᵀ = A⁻¹Uᵀ (UA⁻¹Uᵀ + I)⁻¹ V = L⁻ᵀ B (BᵀB + I)⁻¹ V.
-    """  # noqa: D415 - the formula is part of the sentence
+    With A = C + λI = LLᵀ and B = L⁻¹Uᵀ: ΔWᵀ = A⁻¹Uᵀ (UA⁻¹Uᵀ + I)⁻¹ V = L⁻ᵀ B (BᵀB + I)⁻¹ V.
+    """
     keys, solved = dual_parts(composition, scale, name, factors)
     with one_thread():
         return solved.t() @ keys

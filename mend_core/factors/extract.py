@@ -164,43 +164,45 @@ def extract(
     encoded, numbers, errors = encode_edits(base, edits, append_eos=append_eos)
     loss = torch.full((len(edits),), float("nan"))
     parts: dict[str, list[StackedRows]] = {matrix.name: [] for matrix in matrices}
+    job = _Job(base, edits, matrices, prefix, tokens)
     if encoded is not None:
         # Sequences of like length share a batch: less padding, the same rows.
         order = encoded.attention_mask.sum(1).argsort(stable=True).cpu()
-        for chosen in order.split(batch_size):
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
             mine = [numbers[place] for place in chosen.tolist()]
             part = encoded.pick(chosen.to(base.device))
-            losses = _extract_batch(base, edits, mine, part, matrices, prefix, tokens, parts)
+            losses = _extract_batch(job, mine, part, parts)
             loss[mine] = losses
     rows = {name: _join(stacked, matrices, name) for name, stacked in parts.items()}
     return _isolate(edits, rows, loss, numbers, errors)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    """What every batch of one `extract` shares."""
+
+    base: Base
+    edits: Sequence[Edit]
+    matrices: Sequence[Matrix]
+    prefix: PrefixCache | None
+    tokens: Tokens
+
+
 def _extract_batch(
-    base: Base,
-    edits: Sequence[Edit],
-    numbers: Sequence[int],
-    encoded: Encoded,
-    matrices: Sequence[Matrix],
-    prefix: PrefixCache | None,
-    tokens: Tokens,
-    parts: dict[str, list[StackedRows]],
+    job: _Job, numbers: Sequence[int], encoded: Encoded, parts: dict[str, list[StackedRows]]
 ) -> Tensor:
     """One forward and one backward; appends the rows to `parts`, gives the losses."""
-    with torch.enable_grad(), _tapped(matrices) as taps:
-        logits = forward(base, encoded, prefix=prefix, keep=encoded.answer_mask)
+    with torch.enable_grad(), _tapped(job.matrices) as taps:
+        logits = forward(job.base, encoded, prefix=job.prefix, keep=encoded.answer_mask)
         losses = answer_losses(logits, encoded)
         names = list(taps.outputs)
-        deltas = torch.autograd.grad(
-            losses.sum(), [taps.outputs[name] for name in names], allow_unused=True
-        )
+        deltas = torch.autograd.grad(losses.sum(), [taps.outputs[name] for name in names])
     where = torch.tensor(numbers)
-    in_encoder = _encoder_names(base, matrices)
+    in_encoder = _encoder_names(job.base, job.matrices)
     for name, delta in zip(names, deltas, strict=True):
-        if delta is None:  # nothing after this matrix reaches the loss
-            continue
         u = taps.inputs[name]
-        wanted = _positions(base, edits, numbers, encoded, tokens, encoder=name in in_encoder)
+        wanted = _positions(job, numbers, encoded, encoder=name in in_encoder)
         live = wanted & (u != 0).any(-1) & (delta != 0).any(-1)
         row, position = live.nonzero(as_tuple=True)
         parts[name].append(
@@ -217,16 +219,9 @@ def _encoder_names(base: Base, matrices: Sequence[Matrix]) -> set[str]:
     return {matrix.name for matrix in matrices if matrix.name.startswith(f"{encoder}.")}
 
 
-def _positions(
-    base: Base,
-    edits: Sequence[Edit],
-    numbers: Sequence[int],
-    encoded: Encoded,
-    tokens: Tokens,
-    *,
-    encoder: bool,
-) -> Tensor:
+def _positions(job: _Job, numbers: Sequence[int], encoded: Encoded, *, encoder: bool) -> Tensor:
     """Which positions of a matrix's input may give rows: bool (batch, length)."""
+    tokens = job.tokens
     present = encoded.attention_mask.bool()
     if encoded.kind == "seq2seq" and not encoder:
         return encoded.answer_mask
@@ -239,7 +234,7 @@ def _positions(
         mask[:, 0] = True
         return mask
     for row, number in enumerate(numbers):
-        mask[row, subject_position(base, edits[number])] = True
+        mask[row, subject_position(job.base, job.edits[number])] = True
     return mask
 
 
@@ -285,7 +280,7 @@ def _isolate(
     }
     for name, stacked in rows.items():
         broken = ~(stacked.u.isfinite().all(1) & stacked.delta.isfinite().all(1))
-        for number in stacked.edit[broken.cpu()].unique().tolist():
+        for number in set(stacked.edit[broken.cpu()].tolist()):
             bad.setdefault(number, f"gradient at {name}")
     for number, where in bad.items():
         errors[number] = NonFinite(

@@ -42,5 +42,7 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
 def platform_tag() -> str:
     """What may change the last bits of a solve: machine, vector width, torch and its BLAS."""
     capability = torch.backends.cpu.get_cpu_capability().lower().replace(" ", "")
-    blas = "mkl" if torch.backends.mkl.is_available() else "blas"
-    return f"{platform.system().lower()}-{platform.machine()}-{capability}-torch{torch.__version__}-{blas}"
+    mkl = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]  # torch has no types here
+    blas = "mkl" if mkl else "blas"
+    machine = f"{platform.system().lower()}-{platform.machine()}-{capability}"
+    return f"{machine}-torch{torch.__version__}-{blas}"

@@ -108,7 +108,8 @@ class FactorStore:
             ) from error
         if factor.digest != digest:
             raise StoreCorrupt(
-                f"{path} was altered: its content has digest {factor.digest}; extract the edit again"
+                f"{path} was altered: its content has digest {factor.digest}; extract the edit "
+                "again"
             )
         return factor
 

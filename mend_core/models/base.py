@@ -95,7 +95,8 @@ class Base:
             value = getattr(config, key, None)
             if isinstance(value, int):
                 return value
-        return 1 << 16
+        limit = self.tokenizer.model_max_length  # T5 has none of its own
+        return int(limit) if limit < 1 << 20 else 1 << 16
 
     def matrices(self, patterns: Sequence[str] | None = None) -> tuple[Matrix, ...]:
         """The matrices a pattern list names, in the order they run.

@@ -91,7 +91,7 @@ def prompt_text(prompt: str) -> str:
 
 
 def joined_target(prompt: str, target: str) -> str:
-    """The target with the space that joins it to its prompt, where neither side brings white space."""
+    """The target with the space that joins it to its prompt, unless a side brings white space."""
     prompt = prompt_text(prompt)
     joins = not prompt or prompt[-1].isspace() or target[:1].isspace()
     return target if joins else f" {target}"

@@ -87,7 +87,14 @@ def greedy(
         return _seq2seq(base, prompts, max_new_tokens, batch_size)
     rows = _rows(base, prompts)
     if drafts is not None:
-        _check_drafts(base, prompts, drafts, rows, max_new_tokens, batch_size, prefix)
+        _check_drafts(
+            base,
+            _encode_drafts(base, prompts, drafts),
+            rows,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            prefix=prefix,
+        )
     _finish(base, rows, max_new_tokens)
     # Like lengths together: less padding. The order of the answers is the prompts'.
     open_rows = sorted((row for row in rows if not row.done), key=lambda row: len(row.prompt))
@@ -122,9 +129,7 @@ def _decode(base: Base, rows: Sequence[_Row], max_new_tokens: int) -> None:
     pad = base.tokenizer.pad_token_id
     # Padded left, so that every row's next token is in the same column.
     ids = torch.tensor([[pad] * (width - len(t)) + t for t in texts], device=base.device)
-    mask = torch.tensor(
-        [[0] * (width - len(t)) + [1] * len(t) for t in texts], device=base.device
-    )
+    mask = torch.tensor([[0] * (width - len(t)) + [1] * len(t) for t in texts], device=base.device)
     position = (mask.cumsum(1) - 1).clamp(min=0)
     cache: Any = None
     while live:
@@ -157,16 +162,10 @@ def _decode(base: Base, rows: Sequence[_Row], max_new_tokens: int) -> None:
         mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
 
 
-def _check_drafts(
-    base: Base,
-    prompts: Sequence[str],
-    drafts: Sequence[str | None],
-    rows: Sequence[_Row],
-    max_new_tokens: int,
-    batch_size: int,
-    prefix: PrefixCache | None,
-) -> None:
-    """Gives each row the part of its draft that is the model's own greedy answer."""
+def _encode_drafts(
+    base: Base, prompts: Sequence[str], drafts: Sequence[str | None]
+) -> list[tuple[int, Encoded]]:
+    """Each sayable draft after its prompt with the end token, shortest first, by prompt number."""
     wanted: list[tuple[int, Encoded]] = []
     for number, draft in enumerate(drafts):
         if not draft or not draft.strip():
@@ -175,7 +174,19 @@ def _check_drafts(
             wanted.append((number, encode_pairs(base, [(prompts[number], draft)], append_eos=True)))
         except EditError:
             continue  # a draft that cannot be said is a wrong guess
-    wanted.sort(key=lambda item: item[1].input_ids.shape[1])
+    return sorted(wanted, key=lambda item: item[1].input_ids.shape[1])
+
+
+def _check_drafts(
+    base: Base,
+    wanted: Sequence[tuple[int, Encoded]],
+    rows: Sequence[_Row],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    prefix: PrefixCache | None,
+) -> None:
+    """Gives each row the part of its draft that is the model's own greedy answer."""
     stops = stop_tokens(base)
     for start in range(0, len(wanted), batch_size):
         part = wanted[start : start + batch_size]
@@ -221,9 +232,7 @@ def _labels(base: Base, prompts: Sequence[str], batch_size: int) -> list[str]:
     return answers
 
 
-def _seq2seq(
-    base: Base, prompts: Sequence[str], max_new_tokens: int, batch_size: int
-) -> list[str]:
+def _seq2seq(base: Base, prompts: Sequence[str], max_new_tokens: int, batch_size: int) -> list[str]:
     answers: list[str] = []
     for start in range(0, len(prompts), batch_size):
         encoded = encode_prompts(base, prompts[start : start + batch_size])

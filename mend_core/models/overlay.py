@@ -102,7 +102,8 @@ def with_delta(base: Base, delta: Mapping[str, Tensor]) -> Iterator[None]:
 
     def adding(change: Tensor) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
         def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            return output + args[0] @ change.to(args[0].dtype).t()
+            extra: Tensor = args[0] @ change.to(args[0].dtype).t()
+            return output + extra
 
         return hook
 

@@ -55,7 +55,9 @@ class PrefixCache:
         return self.base.family.prefix and self.first_block > 0
 
     def hidden(self, encoded: Encoded) -> Tensor | None:
-        """Hidden states of a batch, (batch, length, d_model), zeros on padding; None if unsupported.
+        """Hidden states of a batch, (batch, length, d_model), zeros on padding.
+
+        None if the family does not support it.
 
         Must be called with the base's own weights up to `first_block`, as any version has.
         """
