@@ -1,7 +1,7 @@
 """FEVER claims as edits of a classifier: the claim should get this label.
 
-Following the paper's set-up (De Cao et al.), the binary task keeps SUPPORTS and REFUTES, and an edit
-flips the label the claim has.
+Following the paper's set-up (De Cao et al.), the binary task keeps SUPPORTS and REFUTES, and an
+edit flips the label the claim has.
 """
 
 from __future__ import annotations

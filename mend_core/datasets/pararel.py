@@ -53,7 +53,7 @@ def read_pararel(path: str | Path, *, seed: int = 0, max_paraphrases: int = 4) -
         stems = _stems(name, relation, body)
         chosen = rng.sample(stems, min(len(stems), 1 + max_paraphrases))
         near = rng.choice(facts)
-        locality = ()
+        locality: tuple[PromptAnswer, ...] = ()
         if near["sub_label"] != fact["sub_label"]:
             prompt = rng.choice(stems).replace("[X]", near["sub_label"])
             locality = (PromptAnswer(prompt, near["obj_label"]),)
@@ -72,7 +72,7 @@ def _stems(name: str, relation: str, body: Any) -> list[str]:
     """Patterns up to their object, where the object comes last."""
     try:
         patterns = [p["pattern"] for p in body["patterns"]]
-        body["facts"]  # noqa: B018 - presence check
+        body["facts"]  # its absence is an error
     except (KeyError, TypeError) as error:
         raise DataError(name, None, relation, f"expected facts and patterns: {error}") from error
     stems = []

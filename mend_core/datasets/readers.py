@@ -5,7 +5,7 @@ Formats are told apart by the first record ("auto") or named:
 =============  =====================================================================================
 counterfact    a JSON array; the original records (``requested_rewrite`` …) or EasyEdit's flat ones
 zsre           MEND's zsRE fields: ``src``, ``alt``, ``rephrase``, ``loc``, ``loc_ans``
-easyedit       KnowEdit-style: ``prompt``, ``target_new``, ``locality: {group: [..]}``, ``portability``
+easyedit       KnowEdit-style: ``prompt``, ``target_new``, ``locality: {group: [..]}`` and so on
 jsonl          one object per line with the fields of `Edit`
 csv            a header line; lists joined by ``|``
 =============  =====================================================================================
@@ -268,9 +268,7 @@ def _with_answer(record: Record, prompt: str, answer: str) -> tuple[PromptAnswer
     answers = record.texts(answer)
     if len(prompts) != len(answers):
         answers = ()
-    return tuple(
-        PromptAnswer(p, answers[i] if answers else None) for i, p in enumerate(prompts)
-    )
+    return tuple(PromptAnswer(p, answers[i] if answers else None) for i, p in enumerate(prompts))
 
 
 def _type(value: object) -> str:

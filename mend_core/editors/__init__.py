@@ -1,6 +1,22 @@
 """Editors: transformations of gradients into edits."""
 
-from mend_core.editors.base import Delta, Editor, FactorEditor, load_editor
+from mend_core.editors.base import Editor, FactorEditor, load_editor
+from mend_core.editors.malmen import MalmenConfig, MalmenEditor
 from mend_core.editors.mend import MendConfig, MendEditor
+from mend_core.editors.ridge import RidgeEditor
+from mend_core.editors.ultra import UltraConfig, UltraEditor
+from mend_core.factors import Delta
 
-__all__ = ["Delta", "Editor", "FactorEditor", "MendConfig", "MendEditor", "load_editor"]
+__all__ = [
+    "Delta",
+    "Editor",
+    "FactorEditor",
+    "MalmenConfig",
+    "MalmenEditor",
+    "MendConfig",
+    "MendEditor",
+    "RidgeEditor",
+    "UltraConfig",
+    "UltraEditor",
+    "load_editor",
+]

@@ -51,6 +51,7 @@ class Editor(ABC):
         self.shapes = dict(shapes)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Makes the kind known to `load_editor`."""
         super().__init_subclass__(**kwargs)
         if "kind" in cls.__dict__:
             _KINDS[cls.kind] = cls
@@ -179,6 +180,26 @@ class FactorEditor(Editor):
             touch each other.
         """
 
+    def observe(self, name: str, u: Tensor, delta: Tensor) -> None:
+        """Take raw rows of a matrix into the editor's statistics; nothing where it keeps none."""
+
+    def calibrate(self, base: Base, edits: Sequence[Edit], *, observe: bool = True) -> None:
+        """Fit statistics (with `observe`) and grid to typical edits, without training.
+
+        Raises:
+            EmptyBatch: None of the edits can be used.
+        """
+        if not edits:
+            raise EmptyBatch("there is no edit to calibrate on")
+        raw = extract(base, edits, self.matrices_of(base), tokens=self.tokens)
+        if len(raw.errors) == len(edits):
+            raise EmptyBatch(f"none of the calibration edits can be used: {raw.errors[0]}")
+        if observe:
+            for name, rows in raw.rows.items():
+                self.observe(name, rows.u, rows.delta)
+        made = self.transform_extraction(raw)
+        self.grid = Grid.calibrate([f for f in made if not isinstance(f, EditError)])
+
     def factor(
         self, base: Base, edits: Sequence[Edit], *, prefix: Any = None
     ) -> list[FactorRows | EditError]:
@@ -250,4 +271,6 @@ def load_editor(path: str | Path) -> Editor:
     try:
         return kind.from_state(header.base_digest, header.shapes, header.config, tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise EditorCorrupt(f"{path}: the file does not hold a whole {header.kind} editor: {error}") from error
+        raise EditorCorrupt(
+            f"{path}: the file does not hold a whole {header.kind} editor: {error}"
+        ) from error

@@ -5,8 +5,8 @@ MEND (Mitchell et al. 2022), eq. 3:
     h = z + σ(s₁ ⊙ (U₁V₁z + b) + o₁)        g(z) = h + σ(s₂ ⊙ U₂V₂h + o₂)
 
 with U = b = o = 0, s = 1 and Xavier V at initialisation, σ = ReLU. σ is computed as clamp(min=0),
-whose gradient at exactly 0 is 1: with torch's relu (gradient 0 at 0) an identity-initialised network
-could never leave the identity.
+whose gradient at exactly 0 is 1: with torch's relu (gradient 0 at 0) an identity-initialised
+network could never leave the identity.
 """
 
 from __future__ import annotations

@@ -208,7 +208,7 @@ class MendEditor(FactorEditor):
         matrices: Sequence[str] | None = None,
         seed: int = 0,
     ) -> MendEditor:
-        """An untrained editor: the identity on normalised gradients.
+        """An untrained editor: the identity on normalised gradients; `calibrate` it before use.
 
         Args:
             base: The base it will edit.
@@ -228,6 +228,10 @@ class MendEditor(FactorEditor):
         """See `FactorEditor.transform`."""
         keys, values = self.networks(name, u, delta)
         return keys, values
+
+    def observe(self, name: str, u: Tensor, delta: Tensor) -> None:
+        """See `FactorEditor.observe`."""
+        self.networks.update(name, u, delta)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """See `Editor.state`."""

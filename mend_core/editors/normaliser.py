@@ -10,9 +10,9 @@ class Normaliser(nn.Module):
     """(x - mean) / (std + eps) with statistics of every row seen (MEND, appendix A).
 
     Batched update after Chan et al.: exact for any split of the rows into batches, up to rounding,
-    and free of the peers' defects: a one-row update gives no NaN, and the count is part of the state,
-    so that a resumed run goes on where it stopped. With fewer than two rows the standard deviation
-    is not defined and counts as 1.
+    and free of the peers' defects: a one-row update gives no NaN, and the count is part of the
+    state, so that a resumed run goes on where it stopped. With fewer than two rows the standard
+    deviation is not defined and counts as 1.
 
     Statistics are fp64; inputs and outputs keep their dtype.
 

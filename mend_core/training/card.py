@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from mend_core.editors.files import write_atomically
-from mend_core.training.config import TrainConfig
 from mend_core.training.loop import Trainer
 
 
 def write_card(
     args: argparse.Namespace,
     argv: list[str],
-    config: TrainConfig,
     trainer: Trainer,
     digest: str,
+    *,
     files: list[dict[str, str]],
     train: int,
     validation: int,
@@ -26,6 +25,7 @@ def write_card(
 
     Paths of the machine stay out: data files go by name and SHA-256.
     """
+    config = trainer.config
     best = _best_validation(trainer.folder / "metrics.jsonl", trainer.progress.best_step)
     card: dict[str, Any] = {
         "editor": digest,
@@ -75,15 +75,19 @@ def _markdown(card: dict[str, Any]) -> str:
         "",
         f"* editor: `{card['editor']}`, {card['bytes'] / 1e6:.1f} MB",
         f"* command: `{card['command']}`",
-        f"* seed {card['seed']}, {card['steps']} steps (best: {card['best_step']}), "
-        f"{card['hours']} hours on {card['device']}",
+        (
+            f"* seed {card['seed']}, {card['steps']} steps (best: {card['best_step']}), "
+            f"{card['hours']} hours on {card['device']}"
+        ),
         f"* {card['edits']['train']} training edits, {card['edits']['held_out']} held out",
     ]
     lines += [f"* data: {f['name']}, SHA-256 `{f['sha256']}`" for f in card["data"]]
     lines += [
         "",
-        "Held-out edits, teacher-forced, share of target tokens; locality against the base's own "
-        "predictions; edits applied together per row:",
+        (
+            "Held-out edits, teacher-forced, share of target tokens; locality against the base's "
+            "own predictions; `edits` applied together:"
+        ),
         "",
         "| edits | ES | GS | LS | HM |",
         "| --- | --- | --- | --- | --- |",

@@ -1,7 +1,7 @@
 """A run's folder: one checkpoint file, replaced whole, and the metrics beside it.
 
-Everything the next step depends on is in the file: parameters, statistics, optimiser moments and the
-step number (draws are a function of seed and step, so no random state needs keeping).
+Everything the next step depends on is in the file: parameters, statistics, optimiser moments and
+the step number (draws are a function of seed and step, so no random state needs keeping).
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def save_checkpoint(
     path: Path,
     identity: dict[str, Any],
     progress: Progress,
+    *,
     module: nn.Module,
     optimiser: torch.optim.Optimizer,
     best: dict[str, Tensor],

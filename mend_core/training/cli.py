@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import shutil
 import sys
 from collections.abc import Sequence
@@ -51,12 +50,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--config", type=Path, help="JSON file with any setting of TrainConfig")
     p.add_argument("--method", choices=["mend", "malmen"])
     p.add_argument("--rank", type=int, help="rank of the editor network")
-    p.add_argument("--matrices", nargs="+", help="names of the matrices to edit, e.g. down_proj@-3:")
+    p.add_argument(
+        "--matrices", nargs="+", help="names of the matrices to edit, e.g. down_proj@-3:"
+    )
     p.add_argument("--steps", type=int)
     p.add_argument("--minutes", type=float, help="stop after this long")
     p.add_argument("--seed", type=int)
     p.add_argument("--max-edits", type=int, help="largest batch of edits to train for")
-    p.add_argument("--limit", type=int, help="use only this many edits, drawn by seed")
+    p.add_argument(
+        "--limit", type=int, help="use only this many edits, drawn by seed, as many from each file"
+    )
     p.add_argument("--set", action="append", default=[], metavar="NAME=JSON", help="any setting")
     p.add_argument("--device", default="cpu", help="cpu or cuda")
     p.add_argument("--dtype", help="of the base; float32 on CPU, bfloat16 on CUDA")
@@ -115,10 +118,9 @@ def _train(args: argparse.Namespace, argv: list[str]) -> int:
     accelerator = _accelerator(args.device)
     device = args.device if accelerator is None else str(accelerator.device)
     dtype = args.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
-    edits, skipped = read_training_data(args.data, args.kind, config.seed)
+    edits, skipped = read_training_data(args.data, args.kind, config.seed, args.limit)
     for line in skipped[:5]:
         console.print(f"skipped: {line}", markup=False)
-    edits = limited(edits, args.limit, config.seed)
     train, validation = split(edits, config.validation, config.seed)
     files = [{"name": p.name, "sha256": file_digest(p)} for p in args.data]
     base = load_base(args.model, device=device, dtype=dtype)
@@ -159,18 +161,14 @@ def _train(args: argparse.Namespace, argv: list[str]) -> int:
     if accelerator is not None and not accelerator.is_main_process:
         return 0
     digest = editor.save(args.out)
-    card = write_card(args, argv, config, trainer, digest, files, len(train), len(validation))
+    card = write_card(
+        args, argv, trainer, digest, files=files, train=len(train), validation=len(validation)
+    )
     if args.json:
         print(json.dumps(card))  # noqa: T201 - the command's voice
     else:
         console.print(f"wrote {args.out} ({digest})")
     return 0
-
-
-def limited(edits: list[Any], limit: int | None, seed: int) -> list[Any]:
-    """`limit` edits drawn by seed; all of them, shuffled, without a limit."""
-    random.Random(f"limit:{seed}").shuffle(edits)  # noqa: S311 - sampling, not secrets
-    return edits if limit is None else edits[:limit]
 
 
 def _accelerator(device: str) -> Any:

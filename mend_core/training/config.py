@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from mend_core.errors import TrainingError
 
+METHODS = ("mend", "malmen")
+
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
@@ -26,6 +28,7 @@ class TrainConfig:
         c_loc: Weight of the locality loss (paper: 1).
         lr: Adam's rate for the networks (paper: 1e-6 over 500,000 steps; short runs need more).
         lr_lr: Rate of the learned step sizes.
+        ramp: Steps over which both rates rise linearly from zero.
         decay: Cosine decay of both rates to a tenth over `steps`.
         clip: Largest gradient norm.
         accumulate: Steps whose gradients are averaged before an update (paper: 10).
@@ -52,6 +55,7 @@ class TrainConfig:
     c_loc: float = 1.0
     lr: float = 1e-4
     lr_lr: float = 1e-4
+    ramp: int = 20
     decay: bool = True
     clip: float = 100.0
     accumulate: int = 1
@@ -77,23 +81,13 @@ class TrainConfig:
         Raises:
             TrainingError: An unknown field or a value of the wrong type or range.
         """
-        defaults = cls()
         known = {f.name for f in fields(cls)}
         for name, value in values.items():
             if name not in known:
                 raise TrainingError(
                     f"{source}: unknown setting {name!r}; known: {', '.join(sorted(known))}"
                 )
-            default = getattr(defaults, name)
-            if isinstance(default, (int, float)) and not isinstance(default, bool):
-                good = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
-                if isinstance(default, int):
-                    good = good and float(value).is_integer()
-            elif name == "matrices":
-                good = value is None or all(isinstance(v, str) for v in value)
-            else:
-                good = isinstance(value, type(default))
-            if not good:
+            if not _fits(name, value, getattr(cls(), name)):
                 raise TrainingError(f"{source}: setting {name!r} cannot be {value!r}")
         values = dict(values)
         if values.get("matrices") is not None:
@@ -102,8 +96,10 @@ class TrainConfig:
         for name in ("steps", "max_edits", "per_step", "accumulate", "validate_every", "warm_up"):
             if getattr(config, name) < 1:
                 raise TrainingError(f"{source}: setting {name!r} must be at least 1")
-        if config.method not in ("mend", "malmen"):
-            raise TrainingError(f"{source}: method {config.method!r} is not trained; mend, malmen")
+        if config.method not in METHODS:
+            raise TrainingError(
+                f"{source}: method {config.method!r} is not trained; {', '.join(METHODS)} are"
+            )
         return config
 
     @classmethod
@@ -120,3 +116,15 @@ class TrainConfig:
         if not isinstance(values, dict):
             raise TrainingError(f"{path}: expected an object of settings")
         return cls.from_dict(values, str(path))
+
+
+def _fits(name: str, value: Any, default: Any) -> bool:
+    """Whether a JSON value has the type (and sign) of a setting."""
+    if name == "matrices":
+        return value is None or (
+            isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)
+        )
+    if isinstance(default, (bool, str, dict)):
+        return isinstance(value, type(default))
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+    return number and (isinstance(default, float) or float(value).is_integer())

@@ -1,8 +1,7 @@
 """Training examples: what one edit contributes to a step, prepared once and kept.
 
-An example's hidden states and raw rows are functions of the example alone: its texts are always
-encoded together as one small batch and never with another's. Floating-point results depend on the
-shape of a batch, so this is what lets a resumed run, whose cache is empty, reach the same bits.
+Examples are prepared in fixed chunks of neighbours, always whole: floating-point results depend on
+the shape of a batch, so this is what lets a resumed run, whose cache is empty, reach the same bits.
 """
 
 from __future__ import annotations
@@ -25,6 +24,9 @@ from mend_core.factors import extract
 from mend_core.models import Base, Encoded, Matrix, PrefixCache, encode_pairs
 
 Part = Literal["edit", "rephrase", "locality"]
+
+CHUNK = 8
+"""Examples prepared together."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,47 +102,71 @@ class ExampleCache:
         self.max_rephrases, self.max_locality = max_rephrases, max_locality
         self.first_block = min(m.block for m in matrices)
         self.errors: dict[int, EditError] = {}
-        self._kept: OrderedDict[int, Example] = OrderedDict()
+        self._kept: OrderedDict[int, dict[int, Example]] = OrderedDict()
         self._bytes = 0
 
     def get(self, number: int) -> Example | None:
         """The prepared example, or None if its edit cannot be used (see `errors`)."""
+        chunk = number // CHUNK
+        if chunk in self._kept:
+            self._kept.move_to_end(chunk)
+            return self._kept[chunk].get(number)
         if number in self.errors:
             return None
-        if number in self._kept:
-            self._kept.move_to_end(number)
-            return self._kept[number]
-        try:
-            example = self._prepare(self.edits[number])
-        except EditError as error:
-            self.errors[number] = error
-            return None
-        self._kept[number] = example
-        self._bytes += example.nbytes
+        made = self._prepare(range(chunk * CHUNK, min(len(self.edits), (chunk + 1) * CHUNK)))
+        self._kept[chunk] = made
+        self._bytes += sum(e.nbytes for e in made.values())
         while self._bytes > self.max_bytes and len(self._kept) > 1:
             _, old = self._kept.popitem(last=False)
-            self._bytes -= old.nbytes
-        return example
+            self._bytes -= sum(e.nbytes for e in old.values())
+        return made.get(number)
 
-    def _prepare(self, edit: Edit) -> Example:
-        parts: list[Part] = ["edit"]
-        pairs = [(edit.prompt, edit.target)]
-        for prompt in edit.paraphrases[: self.max_rephrases]:
-            parts.append("rephrase")
-            pairs.append((prompt, edit.target))
-        for near in edit.locality[: self.max_locality]:
-            parts.append("locality")
-            # Without a known answer the target stands in: only the base's predictions count.
-            pairs.append((near.prompt, near.answer or edit.target))
-        encoded = encode_pairs(self.base, pairs, ids=[edit.id] * len(pairs))
+    def _prepare(self, numbers: Sequence[int]) -> dict[int, Example]:
+        texts: list[tuple[int, Part, str, str]] = []
+        for number in numbers:
+            mine = self._texts(number)
+            try:
+                encode_pairs(
+                    self.base, [t[2:] for t in mine], ids=[self.edits[number].id] * len(mine)
+                )
+            except EditError as error:
+                self.errors[number] = error
+            else:
+                texts += mine
+        if not texts:
+            return {}
+        encoded = encode_pairs(self.base, [t[2:] for t in texts])
         prefix = PrefixCache(self.base, self.first_block)
         with torch.no_grad():
             hidden = prefix.hidden(encoded)
-        raw = extract(self.base, [edit], self.matrices, prefix=prefix, tokens=self.tokens)
-        if 0 in raw.errors:
-            raise raw.errors[0]
-        rows = {name: (s.u, s.delta) for name, s in raw.rows.items()}
-        return Example(_items(encoded, parts, hidden), rows)
+        items = _items(encoded, [part for _, part, _, _ in texts], hidden)
+        good = list(dict.fromkeys(number for number, *_ in texts))
+        raw = extract(
+            self.base,
+            [self.edits[n] for n in good],
+            self.matrices,
+            prefix=prefix,
+            tokens=self.tokens,
+        )
+        made: dict[int, Example] = {}
+        for place, number in enumerate(good):
+            if place in raw.errors:
+                self.errors[number] = raw.errors[place]
+                continue
+            mine_items = tuple(i for i, t in zip(items, texts, strict=True) if t[0] == number)
+            rows = {n: (r.u, r.v) for n, r in raw.of(place).items()}
+            made[number] = Example(mine_items, rows)
+        return made
+
+    def _texts(self, number: int) -> list[tuple[int, Part, str, str]]:
+        edit = self.edits[number]
+        texts: list[tuple[int, Part, str, str]] = [(number, "edit", edit.prompt, edit.target)]
+        rephrases = edit.paraphrases[: self.max_rephrases]
+        texts += [(number, "rephrase", prompt, edit.target) for prompt in rephrases]
+        # Without a known answer the target stands in: only the base's predictions count.
+        near = edit.locality[: self.max_locality]
+        texts += [(number, "locality", p.prompt, p.answer or edit.target) for p in near]
+        return texts
 
 
 def _items(encoded: Encoded, parts: Sequence[Part], hidden: Tensor | None) -> tuple[Item, ...]:
@@ -185,18 +211,21 @@ def stack(base: Base, items: Sequence[Item]) -> tuple[Encoded, Tensor | None]:
     return encoded, torch.nn.utils.rnn.pad_sequence(states, batch_first=True)
 
 
-def read_training_data(paths: Iterable[Path], kind: str, seed: int) -> tuple[list[Edit], list[str]]:
-    """Edits of all files, ids made unique, and a line per skipped record.
+def read_training_data(
+    paths: Sequence[Path], kind: str, seed: int, limit: int | None = None
+) -> tuple[list[Edit], list[str]]:
+    """Edits of all files in an order drawn by `seed`, and a line per skipped record.
 
-    A file with ``pararel`` in its name is read as ParaRel, one with ``fever`` as FEVER.
+    With a `limit`, about equally many edits of each file are drawn. A file with ``pararel`` in
+    its name is read as ParaRel, one with ``fever`` as FEVER.
 
     Raises:
         DataError: A file is missing or broken, or holds no edit.
     """
     edits: list[Edit] = []
     skipped: list[str] = []
+    rng = random.Random(f"data:{seed}")  # noqa: S311 - sampling, not secrets
     for path in paths:
-        before = len(edits)
         name = path.name.lower()
         if "pararel" in name or kind == "pararel":
             source: Iterable[Edit] = read_pararel(path, seed=seed)
@@ -204,9 +233,12 @@ def read_training_data(paths: Iterable[Path], kind: str, seed: int) -> tuple[lis
             source = flips(read_fever(path))
         else:
             source = read_edits(path, kind, on_error=lambda e: skipped.append(str(e)))  # type: ignore[arg-type] # argparse has checked the kind
-        edits += source
-        if len(edits) == before:
+        found = list(source)
+        if not found:
             raise DataError(str(path), None, None, "holds no edit that can be trained on")
+        rng.shuffle(found)
+        edits += found if limit is None else found[: -(-limit // len(paths))]
+    rng.shuffle(edits)
     return edits, skipped
 
 
@@ -221,7 +253,7 @@ def split(edits: Sequence[Edit], validation: int, seed: int) -> tuple[list[Edit]
     wanted = min(validation, len(edits) // 5)
     if wanted < 1:
         raise TrainingError(
-            f"{len(edits)} edits are too few to train on: at least 5 are needed, thousands are better"
+            f"{len(edits)} edits are too few to train on: 5 are the least, thousands are better"
         )
     by_key: dict[str, list[Edit]] = {}
     for edit in edits:

@@ -197,10 +197,13 @@ class Trainer:
         return found
 
     def _rate(self, step: int) -> float:
-        if not self.config.decay or self.config.released:
+        if self.config.released:
             return 1.0
+        ramp = min(1.0, (step + 1) / max(1, self.config.ramp))
+        if not self.config.decay:
+            return ramp
         share = min(1.0, step / self.config.steps)
-        return 0.1 + 0.45 * (1 + math.cos(math.pi * share))
+        return ramp * (0.1 + 0.45 * (1 + math.cos(math.pi * share)))
 
     def _boundary(self, step: int) -> bool:
         """Whether an update follows this step (released: after 11 steps, then every 10)."""
@@ -242,7 +245,10 @@ class Trainer:
         norm = float(torch.nn.utils.clip_grad_norm_(grads, self.config.clip)) if grads else 0.0
         if math.isfinite(norm):  # a NaN or Inf gradient is dropped, as the reference does
             rate = self._rate(step)
-            initial = (self.config.lr, self.config.lr if self.config.released else self.config.lr_lr)
+            initial = (
+                self.config.lr,
+                self.config.lr if self.config.released else self.config.lr_lr,
+            )
             for group, lr in zip(self.optimiser.param_groups, initial, strict=True):
                 group["lr"] = lr * rate
             self.optimiser.step()
@@ -301,11 +307,9 @@ class Trainer:
                 path,
                 self.identity,
                 self.progress,
-                self.trainable.module,
-                self.optimiser,
-                self.best,
+                module=self.trainable.module,
+                optimiser=self.optimiser,
+                best=self.best,
             )
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
-
-

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mend_core.editors.malmen import MalmenConfig
 from mend_core.editors.mend import MendConfig
 from mend_core.errors import TrainingError
 from mend_core.models import Base
 from mend_core.training.config import TrainConfig
-from mend_core.training.trainable import MendTrainable, Trainable
+from mend_core.training.trainable import MalmenTrainable, MendTrainable, Trainable
 
 
 def make_trainable(
@@ -20,16 +21,12 @@ def make_trainable(
     Raises:
         TrainingError: The method's own settings have an unknown field.
     """
-    if config.method == "mend":
-        return MendTrainable(base, _mend(config), shapes, config.seed)
-    raise TrainingError(f"method {config.method!r} is not trained")
-
-
-def _mend(config: TrainConfig) -> MendConfig:
     options: dict[str, Any] = dict(config.editor)
     try:
-        if config.released:
-            return MendConfig.as_released(**options)
-        return MendConfig(**options)
+        if config.method == "malmen":
+            return MalmenTrainable(base, MalmenConfig(**options), shapes, config.seed)
+        make = MendConfig.as_released if config.released else MendConfig
+        chosen = make(**options)
     except TypeError as error:
         raise TrainingError(f"settings of the editor: {error}") from error
+    return MendTrainable(base, chosen, shapes, config.seed)

@@ -80,9 +80,7 @@ def choose_items(
     return items
 
 
-def evaluate(
-    base: Base, matrices: Sequence[Matrix], pairs: Pairs, items: Sequence[Item]
-) -> Losses:
+def evaluate(base: Base, matrices: Sequence[Matrix], pairs: Pairs, items: Sequence[Item]) -> Losses:
     """One forward of the edited blocks over all items, and one of the base over locality items.
 
     Args:

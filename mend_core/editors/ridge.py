@@ -1,0 +1,133 @@
+"""What the ridge editors share: raw keys, least squares, protections.
+
+An edit's keys are the raw inputs u of its matrices at chosen positions, its values what those
+keys should add to the output. A batch (or all live edits) is the least-squares fit
+
+    ΔWᵀ = (UᵀU + C + λI)⁻¹ Uᵀ V
+
+with C the Gram matrix of *protected* keys. A protected key is a row whose value is zero: ΔW is
+asked to send it to nothing. C can come from generic text (`protect_texts`, kept inside the editor),
+and a person's own "never change these prompts" are rows with zero values (`protection`), stored,
+summed and removed like any edit's.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mend_core.editors.base import FactorEditor
+from mend_core.factors import Composition, FactorRows, Rows
+from mend_core.models import Base, Matrix, encode_prompts, forward
+
+Gram = dict[str, Tensor]
+"""Full parameter name → Σ u uᵀ over protected keys, (d_in, d_in) float64."""
+
+
+class RidgeEditor(FactorEditor):
+    """A `FactorEditor` whose composition is ridge least squares."""
+
+    def protection(self, base: Base, prompts: Sequence[str], *, name: str) -> FactorRows:
+        """A factor that holds prompts still: their keys with zero values.
+
+        Args:
+            base: The base this editor was made for.
+            prompts: What must not change; every position gives a key.
+            name: The factor's id.
+
+        Raises:
+            EmptyBatch: No prompts.
+            EditError: A prompt is empty or too long.
+            EditorMismatch: See `check`.
+        """
+        self.check(base)
+        keys = prompt_keys(base, prompts, self.matrices_of(base))
+        return FactorRows(
+            name,
+            {m: Rows(u, torch.zeros(len(u), self.shapes[m][0])) for m, u in keys.items()},
+        )
+
+    def protect_texts(
+        self,
+        base: Base,
+        texts: Sequence[str],
+        *,
+        weight: float,
+        max_keys: int = 4096,
+        seed: int = 0,
+    ) -> None:
+        """Add generic text to C, so that no edit moves the model on it.
+
+        Args:
+            base: The base this editor was made for.
+            texts: Passages of ordinary text.
+            weight: Number of rows C shall count as: the Gram matrix is scaled to this many keys.
+            max_keys: Keys kept per matrix, drawn by `seed`.
+            seed: Of the draw.
+        """
+        self.check(base)
+        gram = generic_gram(
+            base, texts, self.matrices_of(base), weight=weight, max_keys=max_keys, seed=seed
+        )
+        protected = {n: self.composition.protected.get(n, 0.0) + g for n, g in gram.items()}
+        c = self.composition
+        self.composition = Composition("ridge", c.ridge, protected, c.strength)
+
+
+@torch.no_grad()
+def prompt_keys(
+    base: Base, prompts: Sequence[str], matrices: Sequence[Matrix], *, batch_size: int = 16
+) -> dict[str, Tensor]:
+    """Inputs of each matrix at every position of the prompts: name → (keys, d_in) float32."""
+    found: dict[str, list[Tensor]] = {m.name: [] for m in matrices}
+    for start in range(0, len(prompts), batch_size):
+        encoded = encode_prompts(base, prompts[start : start + batch_size])
+        mask = encoded.attention_mask.bool()
+        caught: dict[str, Tensor] = {}
+
+        def hook_for(name: str, caught: dict[str, Tensor] = caught) -> Any:
+            def hook(_module: Any, args: tuple[Tensor, ...]) -> None:
+                caught[name] = args[0]
+
+            return hook
+
+        handles = [m.module.register_forward_pre_hook(hook_for(m.name)) for m in matrices]
+        try:
+            keep = None if base.kind == "classifier" else torch.zeros_like(mask)
+            forward(base, encoded, keep=keep)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for name, u in caught.items():
+            found[name].append(u[mask].float().cpu())
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def generic_gram(
+    base: Base,
+    texts: Sequence[str],
+    matrices: Sequence[Matrix],
+    *,
+    weight: float,
+    max_keys: int = 4096,
+    seed: int = 0,
+) -> Gram:
+    """Gram matrices of keys on generic text, scaled to count as `weight` rows."""
+    gram: Gram = {}
+    for name, keys in prompt_keys(base, texts, matrices).items():
+        chosen = keys
+        if len(keys) > max_keys:
+            rng = random.Random(f"{seed}:{name}")  # noqa: S311 - sampling, not secrets
+            chosen = keys[sorted(rng.sample(range(len(keys)), max_keys))]
+        u = chosen.double()
+        gram[name] = (u.T @ u) * (weight / len(u))
+    return gram
+
+
+def mean_norm(samples: Mapping[str, Tensor]) -> dict[str, float]:
+    """Mean squared length of sample keys per matrix: the natural unit of λ."""
+    return {name: float((u.double() ** 2).sum(-1).mean()) for name, u in samples.items()}
