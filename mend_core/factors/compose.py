@@ -263,7 +263,8 @@ def _cholesky(matrix: Tensor, name: str) -> Tensor:
             f"the ridge system of {name} is not positive definite (leading minor {int(info)}); "
             "raise λ, or check the protected Gram matrix"
         )
-    return root
+    lower: Tensor = root
+    return lower
 
 
 def _primal(

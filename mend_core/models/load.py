@@ -233,7 +233,7 @@ def _device(device: str | torch.device) -> torch.device:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars or load reports of transformers: we have our own words for both."""
     from transformers.utils import logging  # noqa: PLC0415 - heavy
 
@@ -255,7 +255,7 @@ def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     if not (folder / "config.json").is_file():
         raise ModelBroken(f"{folder} has no config.json: it is no Hugging Face model folder")
     try:
-        with _quiet():
+        with quiet():
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelBroken(f"{folder}/config.json cannot be used: {error}") from error
@@ -267,7 +267,7 @@ def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     }[family.kind]
     weight_files(folder)
     try:
-        with _quiet():
+        with quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             model, info = auto.from_pretrained(
                 folder,

@@ -1,5 +1,7 @@
 """Tiny models for the science's tests: real architectures, random or trained for a few seconds."""
 
+import subprocess
+
 import pytest
 import torch
 
@@ -36,3 +38,16 @@ def knowing_gpt2():
     """A tiny GPT-2 (Conv1D) that knows `mend_core.testing.FACTS`."""
     torch.set_num_threads(1)
     return memorise(tiny_base("gpt2", width=64))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a device with 64 KB of room: a real one (tmpfs), so root only."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    mounted = subprocess.run(command, check=False, capture_output=True, text=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"no small device can be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
