@@ -86,11 +86,11 @@ class LazyGroup(TyperGroup):
 
     overview = False
 
-    def list_commands(self, ctx: Any) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the base class passes it
         """Lists the commands in the order of the overview."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 - the base class passes it
         """Loads a command, or describes it when only the overview is wanted."""
         entry = COMMANDS.get(cmd_name)
         if entry is None:
@@ -137,7 +137,7 @@ def version_callback(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    version: bool = typer.Option(  # noqa: ARG001 - the callback does the work
+    version: bool = typer.Option(
         False, "--version", callback=version_callback, is_eager=True, help="Print the version."
     ),
 ) -> None:

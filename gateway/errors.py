@@ -1,9 +1,9 @@
 """Errors of the front door.
 
-    GatewayError
-    ├── UserError            what was asked cannot be done as asked (exit code 2)
-    │   └── NotRunning       no service to talk to
-    └── ServiceFailed        the service or a job failed (exit code 1)
+GatewayError
+├── UserError            what was asked cannot be done as asked (exit code 2)
+│   └── NotRunning       no service to talk to
+└── ServiceFailed        the service or a job failed (exit code 1)
 """
 
 from __future__ import annotations

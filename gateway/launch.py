@@ -83,22 +83,29 @@ def launch(
         )
     os.close(writing)
     try:
-        for event in _events(reading):
-            tell(event)
-            if event["event"] == "up":
-                return Launched(process, event)
-            if event["event"] == "failed":
-                process.wait()
-                error = UserError if event["exit_code"] == UserError.exit_code else ServiceFailed
-                raise error(event["message"])
+        up = _follow(reading, tell)
     except BaseException:
         stop(process)
         raise
-    status = process.wait()
-    raise ServiceFailed(
-        f"the supervisor ended with status {status} before the service was up; "
-        f"see {rundir.log_path}"
-    )
+    if up is None:
+        status = process.wait()
+        raise ServiceFailed(
+            f"the supervisor ended with status {status} before the service was up; "
+            f"see {rundir.log_path}"
+        )
+    return Launched(process, up)
+
+
+def _follow(reading: int, tell: Callable[[Event], None]) -> Event | None:
+    """Passes events on until the service is up; None when the supervisor died silently."""
+    for event in _events(reading):
+        tell(event)
+        if event["event"] == "up":
+            return event
+        if event["event"] == "failed":
+            error = UserError if event["exit_code"] == UserError.exit_code else ServiceFailed
+            raise error(event["message"])
+    return None
 
 
 def stop(process: subprocess.Popen[bytes], seconds: float = STOP_SECONDS) -> None:

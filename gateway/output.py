@@ -28,7 +28,7 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
-def plain(value: object) -> Any:
+def plain(value: object) -> Any:  # noqa: PLR0911 - one line per type reads best
     """Turns rows, dates and digests into what JSON knows.
 
     Raises:
@@ -72,7 +72,7 @@ def emit(value: object, as_json: bool, human: Callable[[], None]) -> None:
 def cell(value: object) -> str:
     """Formats one table cell: dates to the second, long text shortened by the table itself."""
     if value is None:
-        return "–"
+        return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, datetime):
@@ -118,5 +118,5 @@ def complain(message: str) -> None:
 def short(digest: str | None, length: int = 12) -> str:
     """Shortens a digest `sha256:0123…` to its first characters for tables."""
     if not digest:
-        return "–"
+        return "-"
     return digest.removeprefix("sha256:")[:length]

@@ -118,4 +118,3 @@ def find_model(connection: Connection, name: str | None) -> Model:
 def find_version(connection: Connection, model: Model, name: str) -> Version:
     """Returns a version by number, alias, `previous` or digest prefix."""
     return versions.find(connection, model.id, name)
-

@@ -265,7 +265,7 @@ class Supervisor:
     def _exporter_answers(self) -> bool:
         url = f"http://{self.options.metrics_host}:{self._metrics_port}/healthz"
         try:
-            with urlopen(url, timeout=PROBE_SECONDS) as answer:  # noqa: S310 - our own exporter
+            with urlopen(url, timeout=PROBE_SECONDS) as answer:
                 return bool(answer.status == 200)  # noqa: PLR2004 - HTTP's OK
         except (URLError, OSError):
             return False

@@ -9,20 +9,22 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ledger.events import Listener
+
 from gateway.errors import ServiceFailed, UserError
 from gateway.session import Session
-from ledger import edits, jobs, workers
-from ledger.events import Listener
+from ledger import batches, edits, jobs, workers
 from ledger.records import Edit, Job
-from ledger.states import EditState, JobState
+from ledger.states import BatchState, EditState, JobState
 
 LOOK_SECONDS = 1.0
 """The longest a wait goes without looking at the table."""
 
-MOVING = frozenset(
-    {EditState.SUBMITTED, EditState.QUEUED, EditState.CLAIMED, EditState.APPLIED}
-)
-"""States a worker moves an edit out of by itself."""
+MOVING = frozenset({EditState.SUBMITTED, EditState.QUEUED, EditState.CLAIMED})
+"""States a worker moves an edit out of by itself; `applied` too while its batch is open."""
+
+WORKER_GONE_SECONDS = 120.0
+"""How long a wait goes on without any live worker; a killed one is back well before."""
 
 NO_WORKER = (
     "no worker is alive, so nothing will happen until one starts: `mend up`, "
@@ -100,8 +102,6 @@ def for_edits(
     ids: Sequence[int],
     timeout: float,
     tell: Callable[[str], None] | None = None,
-    *,
-    done: Callable[[Sequence[Edit]], bool] | None = None,
 ) -> list[Edit]:
     """Waits until no worker has anything left to do with these edits.
 
@@ -110,7 +110,6 @@ def for_edits(
         ids: The edits.
         timeout: Seconds.
         tell: Receives a line whenever the counts change.
-        done: Replaces the end condition.
 
     Raises:
         UserError: No worker is alive.
@@ -123,6 +122,14 @@ def for_edits(
         while True:
             with session.transaction() as connection:
                 found = edits.get_many(connection, ids)
+                settled = all(edit.state not in MOVING for edit in found) and not any(
+                    batches.get(connection, batch).state is BatchState.OPEN
+                    for batch in {
+                        edit.batch_id
+                        for edit in found
+                        if edit.state is EditState.APPLIED and edit.batch_id is not None
+                    }
+                )
                 alive = any(worker.alive for worker in workers.list_workers(connection))
             counts: dict[str, int] = {}
             for edit in found:
@@ -131,8 +138,7 @@ def for_edits(
             if tell is not None and line != said:
                 said = line
                 tell(line)
-            finished = done(found) if done else all(edit.state not in MOVING for edit in found)
-            if finished:
+            if settled:
                 return found
             now = time.monotonic()
             worker_seen = now if alive else worker_seen
@@ -144,7 +150,3 @@ def for_edits(
                     f"after {timeout:.0f} s: {line}; the work goes on: see `mend edits`"
                 )
             listener.wait(LOOK_SECONDS)
-
-
-WORKER_GONE_SECONDS = 120.0
-"""How long a wait goes on without any live worker; a killed one is back well before."""

@@ -22,6 +22,8 @@ from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
     InfoMetricFamily,
+)
+from prometheus_client.core import (
     Metric as Family,
 )
 from prometheus_client.exposition import choose_encoder
@@ -89,7 +91,9 @@ class LedgerCollector(Collector):
         up = 1.0
         try:
             with db.transaction(self._engine) as connection:
-                connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"))
+                connection.execute(
+                    text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                )
                 connection.execute(text(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT}'"))
                 families = [read(connection, metric) for metric in CATALOGUE if metric.sql]
         except (LedgerError, SQLAlchemyError) as error:
@@ -126,7 +130,7 @@ class Handler(BaseHTTPRequestHandler):
     server_version = "mend-exporter"
     sys_version = ""
 
-    def do_GET(self) -> None:  # noqa: N802 - the name http.server calls
+    def do_GET(self) -> None:
         """Answers one request."""
         path = self.path.partition("?")[0]
         if path == "/metrics":

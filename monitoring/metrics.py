@@ -39,8 +39,6 @@ class Metric:
         return self.name + suffix
 
 
-_AGE = "GREATEST(0, extract(epoch FROM clock_timestamp() - {}))::float8"
-
 CATALOGUE: tuple[Metric, ...] = (
     Metric(
         "mend_up",
@@ -74,8 +72,9 @@ CATALOGUE: tuple[Metric, ...] = (
         "gauge",
         "Age of the oldest edit that is due and not applied. High: workers do not keep up.",
         ("model",),
-        f"""
-        SELECT m.name, COALESCE(max({_AGE.format("GREATEST(e.created_at, e.not_before)")}), 0)
+        """
+        SELECT m.name, COALESCE(max(GREATEST(0, extract(
+            epoch FROM clock_timestamp() - GREATEST(e.created_at, e.not_before)))::float8), 0)
         FROM models m
         LEFT JOIN edits e ON e.model_id = m.id AND e.state IN ('queued', 'claimed')
         GROUP BY m.name
@@ -86,8 +85,9 @@ CATALOGUE: tuple[Metric, ...] = (
         "gauge",
         "Age of the oldest edit that waits for a person.",
         ("model",),
-        f"""
-        SELECT m.name, COALESCE(max({_AGE.format("e.created_at")}), 0)
+        """
+        SELECT m.name, COALESCE(max(GREATEST(0, extract(
+            epoch FROM clock_timestamp() - e.created_at))::float8), 0)
         FROM models m
         LEFT JOIN edits e ON e.model_id = m.id AND e.state = 'awaiting_approval'
         GROUP BY m.name
@@ -131,8 +131,9 @@ CATALOGUE: tuple[Metric, ...] = (
         "gauge",
         "Age of the model's open batch, 0 without one. High: an edit or a probe run is stuck.",
         ("model",),
-        f"""
-        SELECT m.name, COALESCE(max({_AGE.format("b.claimed_at")}), 0)
+        """
+        SELECT m.name, COALESCE(max(GREATEST(0, extract(
+            epoch FROM clock_timestamp() - b.claimed_at))::float8), 0)
         FROM models m LEFT JOIN batches b ON b.model_id = m.id AND b.state = 'open'
         GROUP BY m.name
         """,
@@ -152,8 +153,9 @@ CATALOGUE: tuple[Metric, ...] = (
         "gauge",
         "Time since a lease ran out that nobody took over. High: no worker sweeps.",
         ("model",),
-        f"""
-        SELECT m.name, COALESCE({_AGE.format("l.until")}, 0)
+        """
+        SELECT m.name, COALESCE(GREATEST(0, extract(
+            epoch FROM clock_timestamp() - l.until))::float8, 0)
         FROM models m LEFT JOIN leases l ON l.model_id = m.id
         """,
     ),
@@ -185,8 +187,9 @@ CATALOGUE: tuple[Metric, ...] = (
         "gauge",
         "Age of the oldest version without a gate outcome.",
         ("model",),
-        f"""
-        SELECT m.name, COALESCE(max({_AGE.format("v.created_at")}), 0)
+        """
+        SELECT m.name, COALESCE(max(GREATEST(0, extract(
+            epoch FROM clock_timestamp() - v.created_at))::float8), 0)
         FROM models m LEFT JOIN versions v ON v.model_id = m.id AND v.gate = 'pending'
         GROUP BY m.name
         """,
@@ -263,7 +266,7 @@ CATALOGUE: tuple[Metric, ...] = (
         "mend_score",
         "gauge",
         "A score (0 to 1) of the version an alias names, as its last gate decision recorded it. "
-        "`free` counts free-running answers, `forced_exact` and `forced_token` teacher-forced ones.",
+        "`free` counts free-running answers, `forced_*` teacher-forced ones.",
         ("model", "alias", "counting", "score"),
         """
         SELECT m.name, a.name, f.key, s.key, (s.value #>> '{}')::float8
@@ -323,8 +326,10 @@ CATALOGUE: tuple[Metric, ...] = (
         "gauge",
         "Age of the oldest job that no worker has begun.",
         (),
-        f"""
-        SELECT COALESCE(max({_AGE.format("created_at")}), 0) FROM jobs WHERE state = 'queued'
+        """
+        SELECT COALESCE(max(GREATEST(0, extract(
+            epoch FROM clock_timestamp() - created_at))::float8), 0)
+        FROM jobs WHERE state = 'queued'
         """,
     ),
     Metric(
@@ -344,8 +349,8 @@ CATALOGUE: tuple[Metric, ...] = (
         "gauge",
         "Time since a worker's newest process was heard of. Above 30: it hangs or is gone.",
         ("worker",),
-        f"""
-        SELECT name, min({_AGE.format("heartbeat_at")})
+        """
+        SELECT name, min(GREATEST(0, extract(epoch FROM clock_timestamp() - heartbeat_at))::float8)
         FROM workers WHERE state NOT IN ('stopped', 'lost') GROUP BY name
         ORDER BY 2 LIMIT 200
         """,
@@ -362,8 +367,10 @@ CATALOGUE: tuple[Metric, ...] = (
         "gauge",
         "Time since the last audit checkpoint; -1 when there was none.",
         (),
-        f"""
-        SELECT COALESCE(min({_AGE.format("at")}), -1) FROM audit WHERE kind = 'audit.checkpoint'
+        """
+        SELECT COALESCE(min(GREATEST(0, extract(
+            epoch FROM clock_timestamp() - at))::float8), -1)
+        FROM audit WHERE kind = 'audit.checkpoint'
         """,
     ),
 )

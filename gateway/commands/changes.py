@@ -1,4 +1,4 @@
-"""Commands that a worker carries out as a job: ask, diff, export, report, revert, verify, …"""
+"""Commands that a worker carries out as a job: ask, diff, export, report, revert and more."""
 
 from __future__ import annotations
 
@@ -65,6 +65,7 @@ def carry_out(
 
 @app.command()
 def ask(
+    *,
     prompts: Annotated[list[str], typer.Argument(help="What to ask; several are asked at once.")],
     version: Annotated[
         str, typer.Option("--version", "-v", help="A number, alias, `previous` or digest prefix.")
@@ -77,7 +78,6 @@ def ask(
     """Ask a version something; it answers freely (greedy, until it stops by itself).
 
     Examples:
-
     `mend ask "The Prime Minister of the United Kingdom is"`
 
     `mend ask "The capital of France is" --version 0` asks the untouched base
@@ -114,7 +114,6 @@ def diff(
     """Compare two versions: edits in and out, matrices changed, answers that differ.
 
     Examples:
-
     `mend diff previous production`
 
     `mend diff 3 7 --json`
@@ -141,7 +140,6 @@ def report(
     """Write a version's report: one self-contained HTML page, or JSON when the name ends so.
 
     Examples:
-
     `mend report 7`
 
     `mend report production --output change-4711.html`
@@ -166,6 +164,7 @@ def report(
 
 @app.command()
 def export(
+    *,
     folder: Annotated[Path, typer.Argument(help="Folder to make; must not exist or be empty.")],
     version: Annotated[str, typer.Option("--version", "-v", help="Which version.")] = "production",
     form: Annotated[
@@ -181,7 +180,6 @@ def export(
     """Write a version as a LoRA adapter or as a model folder.
 
     Examples:
-
     `mend export ./adapter` then `vllm serve BASE --enable-lora --lora-modules mend=./adapter`
 
     `mend export ./merged --format merged --version 7`
@@ -222,7 +220,6 @@ def verify(
     """Recompute a version's digests from its files, and its weights from its factors.
 
     Examples:
-
     `mend verify`
 
     `mend verify 7 --json`
@@ -266,6 +263,7 @@ def revert(
 
 @app.command()
 def rebase(
+    *,
     source: Annotated[str, typer.Argument(help="The new base: a folder or hub id.")],
     editor: Annotated[
         str | None, typer.Option(help="Editor made for the new base (file or digest).")
@@ -291,9 +289,8 @@ def rebase(
 
 @app.command()
 def gc(
-    keep_last: Annotated[
-        int, typer.Option(min=0, help="Newest versions kept whatever else.")
-    ] = 10,
+    *,
+    keep_last: Annotated[int, typer.Option(min=0, help="Newest versions kept whatever else.")] = 10,
     grace: Annotated[float, typer.Option(min=0, help="Keep files younger than this (s).")] = 3600,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which versions go.")] = False,
     timeout: TimeoutOption = 900.0,
@@ -305,7 +302,6 @@ def gc(
     Files younger than the grace time stay: a worker may be about to commit what they belong to.
 
     Examples:
-
     `mend gc --dry-run`
 
     `mend gc --keep-last 3`

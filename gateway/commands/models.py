@@ -47,6 +47,7 @@ SHIPPED_POLICIES = ("default", "demo")
 
 @model_app.command(name="register")
 def model_register(
+    *,
     name: Annotated[str, typer.Argument(help="What to call it.")],
     source: Annotated[
         str, typer.Option(help="`smollm2` (shipped), a Hugging Face folder, or a hub id.")
@@ -71,7 +72,6 @@ def model_register(
     """Register a model: its base is loaded once and named by a digest of its tensors.
 
     Examples:
-
     `mend model register smol --source smollm2`
 
     `mend model register prod --source /models/llama --editor editors/llama.safetensors
@@ -79,8 +79,8 @@ def model_register(
     """
     payload: dict[str, Any] = {
         "name": name,
-        "source": _source(source),
-        "editor": _editor(editor),
+        "source": model_source(source),
+        "editor": model_editor(editor),
         "approval": approval,
         "auto_promote": auto_promote,
         "settings": {"dtype": dtype},
@@ -105,7 +105,7 @@ def model_register(
     emit(result, as_json, human)
 
 
-def _source(source: str) -> str:
+def model_source(source: str) -> str:
     """Makes a folder absolute, for the worker may stand elsewhere; names pass as they are."""
     looks_like_path = source.startswith((".", "/", "~"))
     path = Path(source).expanduser()
@@ -116,7 +116,8 @@ def _source(source: str) -> str:
     return source
 
 
-def _editor(editor: str) -> str:
+def model_editor(editor: str) -> str:
+    """Makes an editor's path absolute and sees that it is there; `shipped` passes."""
     if editor == "shipped" or editor.startswith("shipped:"):
         return editor
     path = Path(editor).expanduser().absolute()
@@ -198,6 +199,7 @@ def model_list(as_json: JsonOption = False) -> None:
 
 @model_app.command(name="configure")
 def model_configure(
+    *,
     reason: ReasonOption,
     approval: Annotated[bool | None, typer.Option(help="Every edit waits for a person.")] = None,
     auto_promote: Annotated[
@@ -207,8 +209,9 @@ def model_configure(
     webhook: Annotated[
         str | None, typer.Option(help="URL told of every promotion; empty removes it.")
     ] = None,
-    webhook_secret: Annotated[
-        str | None, typer.Option(help="Key of the webhook's HMAC signature.")
+    webhook_secret_env: Annotated[
+        str | None,
+        typer.Option(help="Name of the workers' variable that holds the signature's key."),
     ] = None,
     vllm: Annotated[
         str | None, typer.Option(help="vLLM server to hot-load adapters into; empty removes it.")
@@ -219,10 +222,10 @@ def model_configure(
     """Change a model's settings; the trail keeps who, when and why.
 
     Examples:
-
     `mend model configure --approval --reason "four eyes from now on"`
 
-    `mend model configure --webhook https://ops/hook --webhook-secret S --reason "tell serving"`
+    `mend model configure --webhook https://ops/hook --webhook-secret-env HOOK_KEY
+    --reason "tell serving"`
     """
     changes: dict[str, Any] = {
         name: value
@@ -235,7 +238,7 @@ def model_configure(
     }
     with open_session() as session, session.transaction() as connection:
         chosen = find_model(connection, model)
-        hooks = _hooks(chosen.settings, webhook, webhook_secret, vllm)
+        hooks = _hooks(chosen.settings, webhook, webhook_secret_env, vllm)
         if hooks is not None:
             changes["settings"] = {**chosen.settings, "hooks": hooks}
         if not changes:
@@ -250,7 +253,7 @@ def _hooks(
     """Returns the hooks after the change, or None when none was asked for."""
     if webhook is None and vllm is None:
         if secret is not None:
-            raise UserError("--webhook-secret needs --webhook")
+            raise UserError("--webhook-secret-env needs --webhook")
         return None
     hooks = [dict(hook) for hook in settings.get("hooks", ())]
     for kind, url in (("webhook", webhook), ("vllm", vllm)):
@@ -262,7 +265,7 @@ def _hooks(
         if url:
             hook: dict[str, Any] = {"kind": kind, "url": url}
             if kind == "webhook" and secret:
-                hook["secret"] = secret
+                hook["secret_env"] = secret
             hooks.append(hook)
     return hooks
 
@@ -273,7 +276,7 @@ def _hooks(
 def editor_train(ctx: typer.Context) -> None:
     """Train an editor for a base model (`mend editor train --help` lists the options).
 
-    Example: `mend editor train --model smollm2 --data facts.jsonl --out my.safetensors --minutes 20`
+    Example: `mend editor train --model smollm2 --data facts.jsonl --out my.safetensors`
     """
     hand_over("mend_core.training", list(ctx.args))
 
@@ -292,7 +295,7 @@ def editor_register(
         result = waiting.run_job(
             session,
             "editor",
-            {"path": _editor(file)},
+            {"path": model_editor(file)},
             model_id=None,
             actor=actor(),
             timeout=timeout,
@@ -370,7 +373,15 @@ def suite_add(
 
 
 KINDS = frozenset(
-    "locality protected capability must_contain must_not_contain perplexity health".split()
+    [
+        "locality",
+        "protected",
+        "capability",
+        "must_contain",
+        "must_not_contain",
+        "perplexity",
+        "health",
+    ]
 )
 """Kinds a user's own suite may hold; edit and paraphrase items are built from edits."""
 

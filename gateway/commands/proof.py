@@ -38,7 +38,6 @@ def audit_verify(
     """Check every link of the trail, in the database or in an export.
 
     Examples:
-
     `mend audit verify`
 
     `mend audit verify --export trail-2026-11.jsonl`
@@ -67,7 +66,6 @@ def audit_export(
     """Write the whole trail as JSONL, for an archive or an auditor.
 
     Examples:
-
     `mend audit export trail.jsonl`
 
     `mend audit export - | gzip > trail.jsonl.gz`
@@ -92,7 +90,6 @@ def audit_prove(
     """Prove that one event is in the trail (RFC 6962 inclusion proof), or check such a proof.
 
     Examples:
-
     `mend audit prove 120 --json > proof.json`
 
     `mend audit prove --check proof.json`
@@ -102,7 +99,11 @@ def audit_prove(
     if check is not None:
         proof = _read_json(check)
         holds = audit.verify_proof(proof)
-        emit({"holds": holds}, as_json, lambda: say("The proof holds." if holds else "It does not hold."))
+        emit(
+            {"holds": holds},
+            as_json,
+            lambda: say("The proof holds." if holds else "It does not hold."),
+        )
         if not holds:
             raise typer.Exit(1)
         return
@@ -179,7 +180,6 @@ def doctor(
     Exit code 1 when something is wrong.
 
     Examples:
-
     `mend doctor`
 
     `mend doctor --deep --json`
@@ -195,7 +195,12 @@ def doctor(
         else:
             with session.transaction() as connection:
                 found = [plain(f) for f in checks.check(connection, deep=deep)]
-    value = {"healthy": not found, "deep": deep, "digests_recomputed": recomputed, "findings": found}
+    value = {
+        "healthy": not found,
+        "deep": deep,
+        "digests_recomputed": recomputed,
+        "findings": found,
+    }
 
     def human() -> None:
         if found:

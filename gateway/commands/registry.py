@@ -50,7 +50,6 @@ def list_versions(model: ModelOption = None, as_json: JsonOption = False) -> Non
     """List the versions of a model.
 
     Examples:
-
     `mend versions`
 
     `mend versions --json | jq '.[] | select(.gate == "pass") | .number'`
@@ -77,7 +76,6 @@ def lineage(
     """Show a version's parents down to the base.
 
     Examples:
-
     `mend lineage`
 
     `mend lineage 7 --json`
@@ -103,7 +101,7 @@ def lineage(
             [
                 (
                     *version_row(v, names),
-                    f"+{len(changes[v.number][0])} −{len(changes[v.number][1])}",
+                    f"+{len(changes[v.number][0])} -{len(changes[v.number][1])}",
                 )
                 for v in found
             ],
@@ -131,7 +129,6 @@ def promote(
     `mend gate override`.
 
     Examples:
-
     `mend promote`
 
     `mend promote 7 --reason "release 2026-11" --approved-by ana`
@@ -162,7 +159,6 @@ def rollback(
     """Take production back to an earlier version.
 
     Examples:
-
     `mend rollback`
 
     `mend rollback 3 --reason "complaints about edit 41"`
@@ -214,6 +210,7 @@ def alias_list(model: ModelOption = None, as_json: JsonOption = False) -> None:
 
 @alias_app.command(name="set")
 def alias_set(
+    *,
     name: Annotated[str, typer.Argument(help="Lower-case letters, digits, `.`, `_`, `-`.")],
     version: VersionName,
     reason: ReasonOption = "moved by hand",
@@ -243,7 +240,7 @@ def alias_set(
 def alias_protect(
     name: Annotated[str, typer.Argument(help="The alias.")],
     off: Annotated[bool, typer.Option("--off", help="Unprotect it.")] = False,
-    reason: ReasonOption = "",
+    reason: ReasonOption = "by hand",
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -253,9 +250,7 @@ def alias_protect(
     """
     with open_session() as session, session.transaction() as connection:
         chosen = find_model(connection, model)
-        aliases.protect(
-            connection, chosen.id, name, not off, actor=actor(), reason=reason or "by hand"
-        )
+        aliases.protect(connection, chosen.id, name, not off, actor=actor(), reason=reason)
     emit(
         {"alias": name, "protected": not off},
         as_json,
@@ -282,7 +277,16 @@ def history(
         lambda: print_table(
             ("at", "alias", "kind", "from", "to", "by", "approved by", "reason"),
             [
-                (m.at, m.alias, m.kind, m.from_number, m.to_number, m.actor, m.approved_by, m.reason)
+                (
+                    m.at,
+                    m.alias,
+                    m.kind,
+                    m.from_number,
+                    m.to_number,
+                    m.actor,
+                    m.approved_by,
+                    m.reason,
+                )
                 for m in moves
             ],
             title=f"Alias moves of {chosen.name}",
@@ -305,7 +309,6 @@ def gate_show(
     """Show what the gate said of a version, check by check.
 
     Examples:
-
     `mend gate show`
 
     `mend gate show 7 --json`

@@ -28,7 +28,8 @@ EditIds = Annotated[list[int], typer.Argument(help="Ids of edits, as `mend edits
 
 
 @app.command()
-def submit(  # noqa: C901 - one branch per way of giving requests
+def submit(
+    *,
     file: Annotated[
         str | None,
         typer.Argument(help="A .jsonl or .csv file of requests; `-` reads JSONL from a pipe."),
@@ -63,7 +64,6 @@ def submit(  # noqa: C901 - one branch per way of giving requests
     changes nothing and returns the first.
 
     Examples:
-
     `mend submit --prompt "The Prime Minister of the United Kingdom is" --target "Keir Starmer"
     --paraphrase "The UK's Prime Minister is" --locality "The capital of France is"`
 
@@ -132,7 +132,9 @@ def _read(file: str, *, keep_going: bool) -> tuple[list[Any], list[str]]:
     return list(parsed.requests), problems
 
 
-def _accept(connection: Any, model_id: int, parsed: list[Any], origin: str | None) -> dict[str, Any]:
+def _accept(
+    connection: Any, model_id: int, parsed: list[Any], origin: str | None
+) -> dict[str, Any]:
     """Writes the requests: one by one round trip, many by COPY."""
     if len(parsed) == 1:
         one = edits.submit(connection, model_id, parsed[0], actor=actor())
@@ -155,18 +157,21 @@ def _wait(session: Session, ids: list[int], timeout: float) -> list[dict[str, An
 
 def _say_submitted(result: dict[str, Any]) -> None:
     ids = result["edit_ids"]
-    span = f"edit {ids[0]}" if len(ids) == 1 else f"edits {min(ids)}–{max(ids)}" if ids else ""
+    span = f"edit {ids[0]}" if len(ids) == 1 else f"edits {min(ids)}-{max(ids)}" if ids else ""
     say(f"{result['accepted']} accepted for {result['model']}" + (f": {span}." if span else "."))
     if result["duplicates"]:
         say(f"{result['duplicates']} had been submitted before (same key); nothing was added.")
     if result["superseded"]:
         say(f"{result['superseded']} waiting for the same fact were superseded.")
     if result["awaiting_approval"]:
-        say(f"{result['awaiting_approval']} wait for a person: `mend approve ID` or `mend reject ID`.")
+        say(f"{result['awaiting_approval']} wait for a person: `mend approve` or `mend reject`.")
     if result["refused"]:
         say(f"{len(result['refused'])} lines were refused.")
     for edit in result.get("edits", []):
-        say(f"  edit {edit['id']}: {edit['state']}" + (f" ({edit['error']})" if edit["error"] else ""))
+        say(
+            f"  edit {edit['id']}: {edit['state']}"
+            + (f" ({edit['error']})" if edit["error"] else "")
+        )
     if "edits" not in result and result["accepted"]:
         say("See them go with `mend edits`.")
 
@@ -184,7 +189,6 @@ def list_edits(
     """List edit requests and where they stand.
 
     Examples:
-
     `mend edits`
 
     `mend edits --state queued --state claimed`
@@ -276,7 +280,7 @@ def _each(ids: list[int], verb: str, act: Any, *, as_json: bool) -> None:
 
 
 @app.command()
-def approve(ids: EditIds, reason: ReasonOption = "", as_json: JsonOption = False) -> None:
+def approve(ids: EditIds, reason: ReasonOption = "by hand", as_json: JsonOption = False) -> None:
     """Let edits that wait for a person go on.
 
     Example: `mend approve 12 13 --reason "checked against gov.uk"`
@@ -284,7 +288,7 @@ def approve(ids: EditIds, reason: ReasonOption = "", as_json: JsonOption = False
     _each(
         ids,
         "approved",
-        lambda c, e: edits.approve(c, e, actor=actor(), reason=reason or None),
+        lambda c, e: edits.approve(c, e, actor=actor(), reason=reason),
         as_json=as_json,
     )
 
@@ -296,12 +300,15 @@ def reject(ids: EditIds, reason: ReasonOption, as_json: JsonOption = False) -> N
     Example: `mend reject 12 --reason "not true"`
     """
     _each(
-        ids, "rejected", lambda c, e: edits.reject(c, e, actor=actor(), reason=reason), as_json=as_json
+        ids,
+        "rejected",
+        lambda c, e: edits.reject(c, e, actor=actor(), reason=reason),
+        as_json=as_json,
     )
 
 
 @app.command()
-def cancel(ids: EditIds, reason: ReasonOption = "", as_json: JsonOption = False) -> None:
+def cancel(ids: EditIds, reason: ReasonOption = "by hand", as_json: JsonOption = False) -> None:
     """Withdraw edits that were not applied yet.
 
     Example: `mend cancel 12 --reason "typo in the target"`
@@ -309,7 +316,7 @@ def cancel(ids: EditIds, reason: ReasonOption = "", as_json: JsonOption = False)
     _each(
         ids,
         "cancelled",
-        lambda c, e: edits.cancel(c, e, actor=actor(), reason=reason or None),
+        lambda c, e: edits.cancel(c, e, actor=actor(), reason=reason),
         as_json=as_json,
     )
 
@@ -320,14 +327,13 @@ def redrive(
     everything: Annotated[
         bool, typer.Option("--all", help="Every failed edit of the model.")
     ] = False,
-    reason: ReasonOption = "",
+    reason: ReasonOption = "by hand",
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Queue failed or quarantined edits again.
 
     Examples:
-
     `mend redrive 12`
 
     `mend redrive --all --reason "editor was replaced"`
@@ -338,35 +344,39 @@ def redrive(
         _each(
             ids,
             "redriven",
-            lambda c, e: edits.redrive(c, e, actor=actor(), reason=reason or None),
+            lambda c, e: edits.redrive(c, e, actor=actor(), reason=reason),
             as_json=as_json,
         )
         return
     with open_session() as session, session.transaction() as connection:
         chosen = find_model(connection, model)
-        redriven = edits.redrive_all(connection, chosen.id, actor=actor(), reason=reason or None)
+        redriven = edits.redrive_all(connection, chosen.id, actor=actor(), reason=reason)
     emit({"redriven": redriven}, as_json, lambda: say(f"redriven: {plain(redriven)}"))
 
 
 @app.command()
-def pause(reason: ReasonOption = "", model: ModelOption = None, as_json: JsonOption = False) -> None:
+def pause(
+    reason: ReasonOption = "by hand", model: ModelOption = None, as_json: JsonOption = False
+) -> None:
     """Stop claiming a model's edits; accepting goes on.
 
     Example: `mend pause --reason "release freeze"`
     """
     with open_session() as session, session.transaction() as connection:
         chosen = find_model(connection, model)
-        models.pause(connection, chosen.id, actor=actor(), reason=reason or None)
+        models.pause(connection, chosen.id, actor=actor(), reason=reason)
     emit({"paused": chosen.name}, as_json, lambda: say(f"{chosen.name} is paused."))
 
 
 @app.command()
-def resume(reason: ReasonOption = "", model: ModelOption = None, as_json: JsonOption = False) -> None:
+def resume(
+    reason: ReasonOption = "by hand", model: ModelOption = None, as_json: JsonOption = False
+) -> None:
     """Claim a paused model's edits again.
 
     Example: `mend resume`
     """
     with open_session() as session, session.transaction() as connection:
         chosen = find_model(connection, model)
-        models.resume(connection, chosen.id, actor=actor(), reason=reason or None)
+        models.resume(connection, chosen.id, actor=actor(), reason=reason)
     emit({"resumed": chosen.name}, as_json, lambda: say(f"{chosen.name} is no longer paused."))

@@ -50,7 +50,6 @@ def up(
     (default `~/.local/share/mend`).
 
     Examples:
-
     `mend up`
 
     `mend up --workers 2 --metrics-port 0 --json`
@@ -103,7 +102,6 @@ def status(as_json: JsonOption = False) -> None:
     """Show what runs, what waits and what is in production.
 
     Examples:
-
     `mend status`
 
     `mend status --json | jq .models[0].edits`

@@ -42,7 +42,6 @@ def serve(
     For trying things out; in production, give `mend export` to vLLM.
 
     Examples:
-
     `mend serve`
 
     `curl localhost:8000/v1/completions -d '{"model": "production", "prompt": "The capital of"}'`
@@ -57,14 +56,11 @@ def serve(
 @app.command(context_settings={**PASS_ON, "help_option_names": []})
 def bench(
     ctx: typer.Context,
-    what: Annotated[
-        str | None, typer.Argument(help="editors, editing, queue or versions.")
-    ] = None,
+    what: Annotated[str | None, typer.Argument(help="editors, editing, queue or versions.")] = None,
 ) -> None:
     """Run the project's benchmarks; every number in the README comes from one.
 
     Examples:
-
     `mend bench queue`
 
     `mend bench editors --model smollm2 --sizes 1,10,100 --methods all`

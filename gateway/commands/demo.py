@@ -1,0 +1,55 @@
+"""`mend demo`."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from gateway.commands.models import SHIPPED_POLICIES, model_editor, model_source
+from gateway.demo.run import PACK, DemoOptions, run
+from gateway.errors import UserError
+from gateway.output import JsonOption, err, print_json
+
+app = typer.Typer(rich_markup_mode="markdown")
+
+
+@app.command()
+def demo(
+    *,
+    source: Annotated[str, typer.Option(help="Base model: `smollm2`, a folder, a hub id.")] = (
+        "smollm2"
+    ),
+    editor: Annotated[str, typer.Option(help="Editor file, or `shipped`.")] = "shipped",
+    policy: Annotated[str, typer.Option(help="Gate policy: `demo` or `default`.")] = "demo",
+    pack: Annotated[Path, typer.Option(help="File of edit requests.")] = PACK,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the run's folder: logs, database, versions.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the whole service once on a small real model, and undo it.
+
+    Starts its own Postgres, worker, beat and exporter, submits a pack of edits, has them applied,
+    probed and judged, shows the model's answers before and after, rolls back, and stops everything.
+    Nothing of it touches a service that runs already.
+
+    Examples:
+    `mend demo`
+
+    `mend demo --json | tail -1 | jq .edit_success`
+    """
+    if policy not in SHIPPED_POLICIES:
+        raise UserError(f"--policy is {policy!r}; it must be demo or default")
+    if not pack.is_file():
+        raise UserError(f"there is no file {pack}")
+    options = DemoOptions(model_source(source), model_editor(editor), policy, pack, keep)
+    # `kill` ends the demo like Ctrl-C does: in order, leaving no process.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.default_int_handler)
+    outcome = run(options, err if as_json else Console(highlight=False))
+    if as_json:
+        print_json(outcome.to_dict())

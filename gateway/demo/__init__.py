@@ -1,0 +1,1 @@
+"""`mend demo`: the whole service, once, on a small real model; then everything undone."""
