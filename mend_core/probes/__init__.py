@@ -6,8 +6,9 @@ Everything exported here is pure (no torch). Scoring needs a model and lives in
 
 from mend_core.probes.bisect import Search, find, plan
 from mend_core.probes.gate import Check, Flip, GateDecision, Outcome, Update, decide
+from mend_core.probes.page import report_html
 from mend_core.probes.policy import Policy, load_policy, parse_policy
-from mend_core.probes.report import report_dict, report_html
+from mend_core.probes.report import report_dict
 from mend_core.probes.results import Family, ProbeResult, Rate, Scores, summarise
 from mend_core.probes.suites import (
     ProbeItem,

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mend_core.models.base import Base
 from mend_core.models.encode import IGNORE, Encoded
+from mend_core.models.generate import stop_tokens
 from mend_core.models.prefix import PrefixCache, forward
 
 
@@ -61,7 +62,7 @@ class Stops:
     """Where answers end.
 
     Attributes:
-        ends: End tokens of the generation settings and the tokenizer.
+        ends: End tokens, as `models.generate` knows them.
         breaks: Tokens whose text holds a line break.
         blanks: Those of them with nothing but white space before the break.
     """
@@ -73,13 +74,6 @@ class Stops:
     @classmethod
     def of(cls, base: Base) -> Self:
         """Read them off a base."""
-        config = getattr(base.model, "generation_config", None)
-        ends: set[int] = set()
-        for end in (getattr(config, "eos_token_id", None), base.tokenizer.eos_token_id):
-            if isinstance(end, int):
-                ends.add(end)
-            elif end is not None:
-                ends.update(end)
         # Byte-level vocabularies spell a line break as "Ċ", SentencePiece as "<0x0A>"; decoding
         # only tokens spelt so is what makes this quick.
         spelt = [
@@ -90,7 +84,7 @@ class Stops:
         texts = {number: base.tokenizer.decode([number]) for number in spelt}
         breaks = {number for number, text in texts.items() if "\n" in text}
         blanks = {number for number in breaks if not texts[number].split("\n")[0].strip()}
-        return cls(frozenset(ends), frozenset(breaks), frozenset(blanks))
+        return cls(stop_tokens(base), frozenset(breaks), frozenset(blanks))
 
     def place(self, tokens: Sequence[int], *, lines: bool) -> int | None:
         """Place of the token at which an answer stops; None while it goes on.

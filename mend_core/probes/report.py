@@ -1,35 +1,107 @@
-"""A version's report: one self-contained HTML page and the same as JSON. No torch, no database."""
+"""A version's report as JSON-ready values; `page.py` draws the same as one HTML page.
+
+Pure functions of plain dicts, as the ledger keeps them: no model, no torch, no database, so that a
+report can be made again years later and says the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from mend_core.probes.gate import find_flips
+from mend_core.probes.results import ProbeResult, summarise
+from mend_core.probes.suites import ProbeKind
+
+FORMAT = "mend-report/1"
+"""Name of this layout; changes when a reader of the JSON would have to."""
+
+Record = Mapping[str, Any]
 
 
 def report_dict(
-    version: Mapping[str, Any],
+    version: Record,
     *,
-    edits: list[Mapping[str, Any]],
-    results: list[Mapping[str, Any]],
-    base_results: list[Mapping[str, Any]],
-    parent_results: list[Mapping[str, Any]] | None = None,
-    decision: Mapping[str, Any] | None = None,
-    policy: Mapping[str, Any] | None = None,
+    edits: Sequence[Record],
+    results: Sequence[Record],
+    base_results: Sequence[Record],
+    parent_results: Sequence[Record] | None = None,
+    decision: Record | None = None,
+    policy: Record | None = None,
 ) -> dict[str, Any]:
     """Everything the page shows, as JSON-ready values.
 
     Args:
         version: Free-form facts (number, digest, parent, base_digest, editor_digest, created_at …).
         edits: Per edit at least id, prompt, target; state, reason, source, submitted_by if known.
-        results: `ProbeResult.to_dict()` of the version.
+        results: `ProbeResult.to_dict()` of the version; empty where it was never probed.
         base_results: The same of the base.
-        parent_results: The same of the parent.
-        decision: `GateDecision.to_dict()`.
+        parent_results: The same of the parent; None where the parent is the base.
+        decision: `GateDecision.to_dict()`, if the gate has spoken.
         policy: `Policy.to_dict()`.
+
+    Returns:
+        Keys: format, version, decision, policy, scores (of version, parent, base), edits (with the
+        free-running answers before and after), flips (against parent and base), items.
+
+    Raises:
+        SuiteInvalid: The runs are not on the same suite.
     """
-    raise NotImplementedError
+    now = [ProbeResult.from_dict(r) for r in results]
+    base = [ProbeResult.from_dict(r) for r in base_results]
+    parent = base if parent_results is None else [ProbeResult.from_dict(r) for r in parent_results]
+    same = [r.answer for r in parent] == [r.answer for r in base]
+    flips = [] if same else find_flips(now, parent, against="parent")
+    flips += find_flips(now, base, against="base")
+    parents, bases = {r.item_id: r for r in parent}, {r.item_id: r for r in base}
+    runs = [(r, parents[r.item_id], bases[r.item_id]) for r in now]
+    return {
+        "format": FORMAT,
+        "version": dict(version),
+        "decision": None if decision is None else dict(decision),
+        "policy": None if policy is None else dict(policy),
+        "scores": {
+            "version": summarise(now, base).to_dict(),
+            "parent": summarise(parent, base).to_dict(),
+            "base": summarise(base, base).to_dict(),
+        }
+        if now
+        else None,
+        "edits": [_edit(edit, runs) for edit in edits],
+        "flips": [flip.to_dict() for flip in flips],
+        "items": [_item(*run) for run in runs],
+    }
 
 
-def report_html(report: Mapping[str, Any]) -> str:
-    """The page; takes what `report_dict` returns."""
-    raise NotImplementedError
+def _edit(
+    edit: Record, runs: Sequence[tuple[ProbeResult, ProbeResult, ProbeResult]]
+) -> dict[str, Any]:
+    """An edit with what was answered to its own prompt and paraphrases."""
+    asked = [
+        {
+            "kind": now.kind.value,
+            "prompt": now.prompt,
+            "base": base.answer,
+            "parent": parent.answer,
+            "version": now.answer,
+            "passed": now.passed,
+            "passed_forced": now.passed_forced,
+        }
+        for now, parent, base in runs
+        if now.edit_id == edit.get("id") and now.kind in _ASKED_OF_EDITS
+    ]
+    own = [a for a in asked if a["kind"] == ProbeKind.EDIT.value]
+    return dict(edit) | {"took": own[0]["passed"] if own else None, "asked": asked}
+
+
+def _item(now: ProbeResult, parent: ProbeResult, base: ProbeResult) -> dict[str, Any]:
+    """One probe item with the three answers side by side."""
+    return now.to_dict() | {
+        "parent_answer": parent.answer,
+        "parent_passed": parent.passed,
+        "base_answer": base.answer,
+        "base_passed": base.passed,
+    }
+
+
+_ASKED_OF_EDITS = frozenset({ProbeKind.EDIT, ProbeKind.PARAPHRASE, ProbeKind.PORTABILITY})

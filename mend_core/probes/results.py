@@ -44,6 +44,7 @@ class ProbeResult:
         finite: No logit was NaN or Inf. A result that is not finite never passes.
         repetition: Share of repeated 3-grams in a health item's answer.
         never_for_tuning: The item is a canary.
+        max_new_tokens: Longest answer that was asked for.
     """
 
     item_id: str
@@ -63,6 +64,7 @@ class ProbeResult:
     finite: bool = True
     repetition: float | None = None
     never_for_tuning: bool = False
+    max_new_tokens: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON-ready values."""

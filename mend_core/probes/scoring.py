@@ -68,8 +68,8 @@ class Scorer:
         suite: The checks.
         prefix: A `PrefixCache` shared with factor extraction; None makes one.
         use_prefix: False runs full forwards (same scores to 1e-5; for benchmarks).
-        reference: The base's own results on this suite, if they are already known; else they are
-            computed on first use.
+        reference: Results of this very base that are already known, of this suite or another;
+            items they lack (or ask differently) are asked on first use.
         batch_size: Tracks per forward pass.
         progress: Called with (items done, items in all).
 
@@ -97,22 +97,13 @@ class Scorer:
         self._overlay = Overlay(base)
         self._stops = Stops.of(base)
         self._asked = _encode(base, suite, self._stops)
+        self._known = tuple(reference or ())
         self._reference: dict[str, ProbeResult] | None = None
-        if reference is not None:
-            known = {r.item_id: r for r in reference}
-            missing = [item.id for item in suite.items if item.id not in known]
-            if missing:
-                raise SuiteInvalid(
-                    f"the base's results lack probe item {missing[0]!r} ({len(missing)} missing);"
-                    " score the base on this very suite"
-                )
-            self._reference = known
 
     def reference(self) -> list[ProbeResult]:
         """The base's own results, in suite order; computed once."""
         if self._reference is None:
-            found = self._run(None, {})
-            self._reference = {r.item_id: r for r in found}
+            self._reference = self._complete(None, {}, self._known)
         return [self._reference[item.id] for item in self.suite.items]
 
     def score(
@@ -120,6 +111,7 @@ class Scorer:
         weights: Mapping[str, Tensor] | None = None,
         *,
         drafts: Sequence[ProbeResult] | None = None,
+        known: Sequence[ProbeResult] | None = None,
     ) -> list[ProbeResult]:
         """Score one version.
 
@@ -128,6 +120,8 @@ class Scorer:
                 base itself.
             drafts: Results of a similar version (the parent): its answers are tried as guesses of
                 the greedy answers, which changes the time taken and not the answers.
+            known: Results of this very version that are already known (of the parent, when subsets
+                of one batch are judged one after the other); only items they lack are asked.
 
         Returns:
             One result per item, in suite order. NaN and Inf show as `finite=False`, never as an
@@ -139,15 +133,40 @@ class Scorer:
         guesses: dict[str, list[tuple[int, ...]]] = {}
         for result in (*(drafts or ()), *reference):
             guesses.setdefault(result.item_id, []).append(result.answer_tokens)
-        return self._run(weights, guesses)
+        found = self._complete(weights, guesses, known or ())
+        return [found[item.id] for item in self.suite.items]
+
+    def _complete(
+        self,
+        weights: Mapping[str, Tensor] | None,
+        guesses: Mapping[str, list[tuple[int, ...]]],
+        known: Sequence[ProbeResult],
+    ) -> dict[str, ProbeResult]:
+        """Results of every item by id: the known ones that fit, and the rest asked."""
+        results = {r.item_id: r for r in known}
+        found = {
+            item.id: replace(
+                results[item.id],
+                slice=item.slice,
+                edit_id=item.edit_id,
+                never_for_tuning=item.never_for_tuning,
+            )
+            for item in self.suite.items
+            if item.id in results and _same_question(item, results[item.id])
+        }
+        open_items = [a for a in self._asked if a.item.id not in found]
+        return found | {r.item_id: r for r in self._run(open_items, weights, guesses)}
 
     def _run(
-        self, weights: Mapping[str, Tensor] | None, guesses: Mapping[str, list[tuple[int, ...]]]
+        self,
+        asked_items: Sequence[_Asked],
+        weights: Mapping[str, Tensor] | None,
+        guesses: Mapping[str, list[tuple[int, ...]]],
     ) -> list[ProbeResult]:
         prefix = self._prefix_for(weights)
         found: dict[str, ProbeResult] = {}
-        questions = [a for a in self._asked if a.item.kind is not ProbeKind.PERPLEXITY]
-        texts = [a for a in self._asked if a.item.kind is ProbeKind.PERPLEXITY]
+        questions = [a for a in asked_items if a.item.kind is not ProbeKind.PERPLEXITY]
+        texts = [a for a in asked_items if a.item.kind is ProbeKind.PERPLEXITY]
         with self._in_place(weights):
             for batch in _batches(questions, self.batch_size):
                 run = self._classify if self.base.kind == "classifier" else self._ask
@@ -157,7 +176,7 @@ class Scorer:
         for asked in texts:
             found[asked.item.id] = self._read(asked, weights, prefix)
             self._tell(len(found))
-        return [found[item.id] for item in self.suite.items]
+        return list(found.values())
 
     def _tell(self, done: int) -> None:
         if self.progress is not None:
@@ -398,6 +417,17 @@ def score(
     return Scorer(base, suite, prefix=prefix, reference=reference).score(weights, drafts=drafts)
 
 
+def _same_question(item: ProbeItem, known: ProbeResult) -> bool:
+    """Whether a known result answers this item: same kind, prompt, expectation and length."""
+    asks_text = item.kind in TARGET_KINDS | GOLDEN_KINDS
+    return (
+        known.kind is item.kind
+        and known.prompt == item.prompt
+        and known.max_new_tokens == item.max_new_tokens
+        and (not asks_text or known.expect == item.expect)
+    )
+
+
 def _blank(item: ProbeItem, answer: str, tokens: tuple[int, ...], finite: bool) -> ProbeResult:
     return ProbeResult(
         item_id=item.id,
@@ -411,6 +441,7 @@ def _blank(item: ProbeItem, answer: str, tokens: tuple[int, ...], finite: bool) 
         passed=False,
         finite=finite,
         never_for_tuning=item.never_for_tuning,
+        max_new_tokens=item.max_new_tokens,
     )
 
 
