@@ -87,7 +87,9 @@ def transaction(engine: Engine) -> Iterator[Connection]:
         if error.connection_invalidated or isinstance(error.orig, psycopg.OperationalError):
             raise _down(engine, error) from error
         raise
-    except psycopg.OperationalError as error:  # from a COPY on the raw connection
+    except psycopg.OperationalError as error:  # from a statement on the raw connection
+        if error.sqlstate in _RETRYABLE_STATES:
+            raise
         raise _down(engine, error) from error
 
 
@@ -113,8 +115,8 @@ def retrying(
         except DatabaseDown:
             if attempt == attempts - 1:
                 raise
-        except DBAPIError as error:
-            state = getattr(error.orig, "sqlstate", None)
+        except (DBAPIError, psycopg.Error) as error:
+            state = getattr(getattr(error, "orig", error), "sqlstate", None)
             if state not in _RETRYABLE_STATES or attempt == attempts - 1:
                 raise
         delay = first_delay * 2**attempt

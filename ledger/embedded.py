@@ -233,7 +233,9 @@ class EmbeddedPostgres:
             check=False,
             cwd="/",
             env=self._environment(),
-            **_as(self.identity),
+            user=self.identity.uid,
+            group=self.identity.gid,
+            extra_groups=_no_groups(self.identity),
         )
         if done.returncode != 0:
             message = done.stderr.decode(errors="replace").strip().splitlines()
@@ -336,7 +338,9 @@ class EmbeddedPostgres:
                 env=self._environment(),
                 # Ctrl-C in a terminal goes to its whole process group; the owner decides when to stop.
                 process_group=0,
-                **_as(self.identity),
+                user=self.identity.uid,
+            group=self.identity.gid,
+            extra_groups=_no_groups(self.identity),
             )
 
     def _last_log(self) -> str:
@@ -368,11 +372,9 @@ class EmbeddedPostgres:
                     connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
 
 
-def _as(identity: Identity) -> dict[str, object]:
-    """Keyword arguments of Popen that change the user."""
-    if identity.uid is None or identity.gid is None:
-        return {}
-    return {"user": identity.uid, "group": identity.gid, "extra_groups": []}
+def _no_groups(identity: Identity) -> list[int] | None:
+    """No supplementary groups where the user changes; only root may ask for that."""
+    return None if identity.uid is None else []
 
 
 def _serves(pid: int, data_dir: Path) -> bool:

@@ -293,6 +293,7 @@ batch_edits = Table(
     Column("factor_digest", Text),
     Column("error", Text),
     Column("token", BigInteger, nullable=False, server_default=text("0")),
+    Column("losses", SmallInteger, nullable=False, server_default=text("0")),
     Column("worker", UUID(as_uuid=True)),
     _moment("until"),
     CheckConstraint("(worker IS NULL) = (until IS NULL)", name="a_taken_chunk_runs_out"),

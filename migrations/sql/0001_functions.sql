@@ -380,3 +380,6 @@ BEGIN
         (SELECT range_agg(int8range(one, one, '[]')) FROM unnest(replaced || new_id) AS one));
     RETURN QUERY SELECT new_id, false, new_state, replaced, rival;
 END $$;
+
+-- Names each take of a chunk of factors (ledger.chunks).
+CREATE SEQUENCE chunk_tokens;

@@ -1,3 +1,4 @@
+DROP SEQUENCE chunk_tokens;
 DROP FUNCTION submit_edit(bigint, text, text, text, text, text, jsonb, jsonb, jsonb, text, text, text,
                           text, bytea, text, smallint, timestamptz, timestamptz);
 DROP FUNCTION live_set(bigint);

@@ -487,6 +487,7 @@ def upgrade() -> None:
         sa.Column("factor_digest", sa.Text(), nullable=True),
         sa.Column("error", sa.Text(), nullable=True),
         sa.Column("token", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("losses", sa.SmallInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("worker", sa.UUID(), nullable=True),
         sa.Column("until", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint(

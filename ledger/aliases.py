@@ -1,0 +1,368 @@
+"""Aliases: moving names for versions, with their full history.
+
+`production` is what the world uses, `candidate` what the next version builds on. Every move says who,
+when, why, from and to. After each move of those two, edits follow: in production's set they are live, in
+the candidate's applied, in neither reverted or superseded.
+"""
+
+from __future__ import annotations
+
+import re
+
+from sqlalchemy import Connection, text
+
+from ledger import audit, versions
+from ledger.errors import (
+    AliasProtected,
+    NoSuchAlias,
+    NoSuchVersion,
+    RequestInvalid,
+    StaleParent,
+    Unproven,
+    VersionCollected,
+    WrongState,
+)
+from ledger.records import Alias, AliasMove, Version
+from ledger.states import EditState
+from ledger.transitions import Moved, move as move_edits
+
+PRODUCTION = "production"
+CANDIDATE = "candidate"
+_NAME = re.compile(r"^[a-z][a-z0-9._-]{0,62}$")
+_RESERVED = {"previous", "base"}
+
+_SELECT = """
+    SELECT a.model_id, a.name, a.version_id, v.number, a.protected, a.moved_at
+      FROM aliases AS a JOIN versions AS v ON v.id = a.version_id"""
+
+
+def get(conn: Connection, model_id: int, name: str) -> Alias:
+    """One alias.
+
+    Raises:
+        NoSuchAlias: None of this name.
+    """
+    row = conn.execute(
+        text(f"{_SELECT} WHERE a.model_id = :model AND a.name = :name"),
+        {"model": model_id, "name": name},
+    ).one_or_none()
+    if row is None:
+        raise NoSuchAlias(f"model {model_id} has no alias {name!r}: see 'mend versions'")
+    return Alias(**row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
+
+
+def list_aliases(conn: Connection, model_id: int) -> list[Alias]:
+    """Every alias of a model, by name."""
+    found = conn.execute(
+        text(f"{_SELECT} WHERE a.model_id = :model ORDER BY a.name"), {"model": model_id}
+    )
+    return [Alias(**row._mapping) for row in found]  # noqa: SLF001 - as above
+
+
+def history(
+    conn: Connection, model_id: int, name: str | None = None, *, limit: int = 1_000
+) -> list[AliasMove]:
+    """Every move, newest first."""
+    found = conn.execute(
+        text(
+            """
+            SELECT m.name AS alias, m.kind, old.number AS from_number, new.number AS to_number,
+                   m.actor, m.approved_by, m.reason, m.at
+              FROM alias_moves AS m LEFT JOIN versions AS old ON old.id = m.from_version_id
+              JOIN versions AS new ON new.id = m.to_version_id
+             WHERE m.model_id = :model AND (CAST(:name AS text) IS NULL OR m.name = :name)
+             ORDER BY m.id DESC LIMIT :limit
+            """
+        ),
+        {"model": model_id, "name": name, "limit": limit},
+    )
+    return [AliasMove(**row._mapping) for row in found]  # noqa: SLF001 - as above
+
+
+def promote(
+    conn: Connection,
+    model_id: int,
+    version_id: int,
+    *,
+    actor: str,
+    reason: str,
+    approved_by: str | None = None,
+) -> AliasMove:
+    """Move production to a proven version.
+
+    Raises:
+        Unproven: Its gate has not passed and nobody overrode it.
+        VersionCollected: Its files are gone.
+        AliasProtected: production is protected and no second person approves.
+        WrongState: It is in production already.
+    """
+    return _move(conn, model_id, PRODUCTION, version_id, "promote", actor, reason, approved_by)
+
+
+def rollback(
+    conn: Connection,
+    model_id: int,
+    *,
+    to_version_id: int | None = None,
+    actor: str,
+    reason: str,
+    approved_by: str | None = None,
+) -> AliasMove:
+    """Move production, and candidate with it, back to an earlier version.
+
+    Args:
+        to_version_id: Where to; None for what production was before.
+
+    Raises:
+        NoSuchVersion: Production was never anything else.
+        VersionCollected: The files of the version are gone.
+        AliasProtected: production is protected and no second person approves.
+    """
+    _lock(conn, model_id)
+    target = previous(conn, model_id) if to_version_id is None else to_version_id
+    made = _move(conn, model_id, PRODUCTION, target, "rollback", actor, reason, approved_by)
+    if get(conn, model_id, CANDIDATE).version_id != target:
+        _move(conn, model_id, CANDIDATE, target, "rollback", actor, reason, approved_by)
+    return made
+
+
+def move(
+    conn: Connection,
+    model_id: int,
+    name: str,
+    version_id: int,
+    *,
+    actor: str,
+    reason: str,
+    approved_by: str | None = None,
+) -> AliasMove:
+    """Point an alias of the user's own (made where it is new) or the candidate at a version.
+
+    Raises:
+        RequestInvalid: Not a name for an alias.
+        Unproven: The candidate only ever is a proven version.
+        AliasProtected: It is protected and no second person approves.
+    """
+    if name == PRODUCTION:
+        return promote(
+            conn, model_id, version_id, actor=actor, reason=reason, approved_by=approved_by
+        )
+    if not _NAME.match(name) or name in _RESERVED:
+        raise RequestInvalid(
+            f"{name!r} cannot be an alias; expected a lower-case name such as 'staging' "
+            "(previous and base have a meaning already)",
+            field="alias",
+        )
+    return _move(conn, model_id, name, version_id, "move", actor, reason, approved_by)
+
+
+def advance_candidate(conn: Connection, version: Version, *, actor: str, reason: str) -> bool:
+    """Make a just-proven version the candidate, where the candidate is still its parent.
+
+    Raises:
+        StaleParent: The candidate went elsewhere while the version was judged.
+    """
+    _lock(conn, version.model_id)
+    present = get(conn, version.model_id, CANDIDATE)
+    if present.version_id == version.id:
+        return False
+    if present.version_id != version.parent_id:
+        raise StaleParent(
+            f"version {version.number} was built on version {version.parent_number}, but the "
+            f"candidate is version {present.number} now: its edits must be built again"
+        )
+    _move(conn, version.model_id, CANDIDATE, version.id, "move", actor, reason, None)
+    return True
+
+
+def protect(
+    conn: Connection, model_id: int, name: str, protected: bool, *, actor: str, reason: str
+) -> Alias:
+    """Protect an alias (its moves need a second person from now on) or lift that."""
+    before = get(conn, model_id, name)
+    if before.protected != protected:
+        conn.execute(
+            text(
+                "UPDATE aliases SET protected = :protected WHERE model_id = :model AND name = :name"
+            ),
+            {"protected": protected, "model": model_id, "name": name},
+        )
+        audit.append(
+            conn,
+            "alias.protected" if protected else "alias.unprotected",
+            actor=actor,
+            model_id=model_id,
+            subject=f"alias:{model_id}:{name}",
+            data={"alias": name, "reason": reason},
+        )
+    return get(conn, model_id, name)
+
+
+def previous(conn: Connection, model_id: int) -> int:
+    """Id of the version production was before what it is now (rollbacks undone, not repeated).
+
+    Raises:
+        NoSuchVersion: It was never anything else.
+    """
+    found = conn.execute(
+        text(
+            """
+            SELECT m.from_version_id FROM alias_moves AS m
+              JOIN aliases AS a ON a.model_id = m.model_id AND a.name = m.name
+                               AND a.version_id = m.to_version_id
+             WHERE m.model_id = :model AND m.name = 'production' AND m.kind <> 'rollback'
+             ORDER BY m.id DESC LIMIT 1
+            """
+        ),
+        {"model": model_id},
+    ).scalar_one_or_none()
+    if found is None:
+        raise NoSuchVersion(
+            "production was never another version: there is nothing to roll back to"
+        )
+    return int(found)
+
+
+def _lock(conn: Connection, model_id: int) -> None:
+    conn.execute(
+        text("SELECT FROM aliases WHERE model_id = :model ORDER BY name FOR UPDATE"),
+        {"model": model_id},
+    )
+
+
+def _move(
+    conn: Connection,
+    model_id: int,
+    name: str,
+    version_id: int,
+    kind: str,
+    actor: str,
+    reason: str,
+    approved_by: str | None,
+) -> AliasMove:
+    if not reason.strip():
+        raise RequestInvalid("is empty; every move needs a reason", field="reason")
+    _lock(conn, model_id)
+    version = versions.get(conn, version_id)
+    if version.model_id != model_id:
+        raise NoSuchVersion(f"version id {version_id} belongs to another model")
+    if name in {PRODUCTION, CANDIDATE} and not version.proven:
+        raise Unproven(
+            f"version {version.number} has gate {version.gate}: {name} only ever is a proven "
+            f"version; see 'mend show version {version.number}' or have an approver override it"
+        )
+    if version.collected_at is not None:
+        raise VersionCollected(
+            f"the files of version {version.number} were collected at "
+            f"{version.collected_at:%Y-%m-%d %H:%M} UTC: choose a kept version (mend versions)"
+        )
+    old = conn.execute(
+        text("SELECT version_id, protected FROM aliases WHERE model_id = :model AND name = :name"),
+        {"model": model_id, "name": name},
+    ).one_or_none()
+    if old is not None and old.version_id == version_id:
+        raise WrongState(f"{name} is version {version.number} already")
+    if old is not None and old.protected and approved_by in {None, "", actor}:
+        raise AliasProtected(
+            f"alias {name!r} is protected: someone other than {actor!r} must approve the move"
+        )
+    conn.execute(
+        text(
+            """
+            INSERT INTO aliases (model_id, name, version_id) VALUES (:model, :name, :version)
+            ON CONFLICT (model_id, name) DO UPDATE
+               SET version_id = excluded.version_id, moved_at = clock_timestamp()
+            """
+        ),
+        {"model": model_id, "name": name, "version": version_id},
+    )
+    conn.execute(
+        text(
+            """
+            INSERT INTO alias_moves (model_id, name, kind, from_version_id, to_version_id, actor,
+                                     approved_by, reason)
+            VALUES (:model, :name, :kind, :old, :new, :actor, :approved_by, :reason)
+            """
+        ),
+        {
+            "model": model_id,
+            "name": name,
+            "kind": kind if old is not None else "create",
+            "old": None if old is None else old.version_id,
+            "new": version_id,
+            "actor": actor,
+            "approved_by": approved_by,
+            "reason": reason,
+        },
+    )
+    moved = _edits_follow(conn, model_id) if name in {PRODUCTION, CANDIDATE} else []
+    from_number = None if old is None else versions.get(conn, int(old.version_id)).number
+    audit.append(
+        conn,
+        f"alias.{kind}",
+        actor=actor,
+        model_id=model_id,
+        subject=f"alias:{model_id}:{name}",
+        data={
+            "alias": name,
+            "approved_by": approved_by,
+            "digest": version.digest,
+            "from": from_number,
+            "gate": version.gate.value,
+            "moves": audit.as_moves(moved),
+            "overridden_by": version.overridden_by,
+            "reason": reason,
+            "to": version.number,
+        },
+        edit_ids=[one for one, _, _ in moved],
+    )
+    return history(conn, model_id, name, limit=1)[0]
+
+
+def _edits_follow(conn: Connection, model_id: int) -> list[Moved]:
+    """Bring edits' states in line with production's and the candidate's sets.
+
+    Edits applied in a version that is still to be judged stay as they are.
+    """
+    wanted = conn.execute(
+        text(
+            """
+            WITH p AS (
+                SELECT s.edit_id FROM aliases AS a, live_set(a.version_id) AS s
+                 WHERE a.model_id = :model AND a.name = 'production'
+            ), c AS (
+                SELECT s.edit_id FROM aliases AS a, live_set(a.version_id) AS s
+                 WHERE a.model_id = :model AND a.name = 'candidate'
+            ), involved AS (
+                SELECT id FROM edits WHERE model_id = :model AND state IN ('applied', 'live')
+                UNION SELECT edit_id FROM p UNION SELECT edit_id FROM c
+            )
+            SELECT e.id, e.state, CASE
+                WHEN EXISTS (SELECT FROM p WHERE p.edit_id = e.id) THEN 'live'
+                WHEN EXISTS (SELECT FROM c WHERE c.edit_id = e.id) THEN 'applied'
+                WHEN e.state = 'applied' AND EXISTS (
+                    SELECT FROM version_edits AS x JOIN versions AS v ON v.id = x.version_id
+                     WHERE x.edit_id = e.id AND x.op = 'add' AND v.overridden_by IS NULL
+                       AND v.gate IN ('pending', 'inconclusive')) THEN 'applied'
+                WHEN e.superseded_by IS NOT NULL THEN 'superseded'
+                ELSE 'reverted' END AS wanted
+              FROM edits AS e JOIN involved ON involved.id = e.id
+            """
+        ),
+        {"model": model_id},
+    )
+    groups: dict[str, list[int]] = {}
+    for row in wanted:
+        if row.state != row.wanted:
+            groups.setdefault(row.wanted, []).append(int(row.id))
+    moved: list[Moved] = []
+    # Whatever leaves "live" goes first: one live edit per fact holds at every moment.
+    for state in ("superseded", "reverted", "applied", "live"):
+        if state in groups:
+            moved += move_edits(
+                conn,
+                EditState(state),
+                "e.id = ANY(:ids) AND e.model_id = :model",
+                {"ids": groups[state], "model": model_id},
+            )
+    return moved

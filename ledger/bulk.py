@@ -1,0 +1,313 @@
+"""Bulk submission through COPY.
+
+Requests go straight into `edits` by COPY. Those whose idempotency key or fact is taken (in the file or in
+the table) go through the same `submit_edit` as single ones. One audit event names everything that
+COPY took, with a digest over their content digests. All in the caller's transaction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+from psycopg import errors as pg
+from sqlalchemy import Connection, text
+
+from ledger import audit, ranges
+from ledger.db import raw
+from ledger.errors import NoSuchModel, RequestInvalid
+from ledger.records import Submitted, SubmittedMany
+from ledger.requests import Asked, EditRequest
+from ledger.states import EditState
+from ledger.transitions import lock_submissions
+
+CHUNK = 10_000
+COLUMNS = (
+    "id, model_id, state, prompt, target, subject, relation, paraphrases, locality, portability,"
+    " reason, source, submitted_by, idempotency_key, fact_key, salt, content_digest, priority,"
+    " not_before, expires_at"
+)
+_ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
+_NULL = "\\N"
+
+
+def submit_many(
+    conn: Connection,
+    model_id: int,
+    requests: Iterable[EditRequest],
+    *,
+    actor: str,
+    origin: str | None = None,
+) -> SubmittedMany:
+    """Accept many requests; same rules as `submit`, all or nothing (the caller's transaction).
+
+    Args:
+        requests: Streamed in chunks of `CHUNK`; memory stays flat but for the ids returned.
+        origin: Where they came from (file name), for the trail.
+
+    Raises:
+        NoSuchModel: No model of this id.
+        RequestInvalid: An `expires_at` is past.
+    """
+    lock_submissions(conn, model_id)
+    found = conn.execute(
+        text("SELECT approval, clock_timestamp() AS now FROM models WHERE id = :model"),
+        {"model": model_id},
+    ).one_or_none()
+    if found is None:
+        raise NoSuchModel(f"no model {model_id}: see 'mend models'")
+    work = _Bulk(conn, model_id, actor, bool(found.approval), found.now)
+    stream = iter(requests)
+    while chunk := list(itertools.islice(stream, CHUNK)):
+        work.take(chunk)
+    work.record(origin)
+    return SubmittedMany(
+        edit_ids=tuple(work.ids),
+        accepted=work.accepted,
+        duplicates=work.duplicates,
+        superseded=work.superseded,
+        awaiting_approval=work.awaiting,
+    )
+
+
+class _Bulk:
+    """One bulk submission."""
+
+    def __init__(
+        self, conn: Connection, model_id: int, actor: str, approval: bool, now: datetime
+    ) -> None:
+        self._conn = conn
+        self._model_id = model_id
+        self._actor = actor
+        self._approval = approval
+        self._now = now
+        self._copied: dict[str, list[int]] = {}
+        self._digests = hashlib.sha256()
+        self._later_facts: set[str] = set()
+        self.ids: list[int] = []
+        self.accepted = self.duplicates = self.superseded = self.awaiting = 0
+
+    def take(self, chunk: Sequence[EditRequest]) -> None:
+        """Accept one chunk."""
+        for place, request in enumerate(chunk):
+            if request.expires_at is not None and request.expires_at <= self._now:
+                raise RequestInvalid(
+                    "is already past; expected a time to come",
+                    field="expires_at",
+                    line=len(self.ids) + place + 1,
+                )
+        facts = [request.fact_key for request in chunk]
+        single = self._repeated(chunk, facts) | self._held(facts)
+        if not self._copy(chunk, facts, single):
+            single |= self._taken(chunk, facts)
+            copied = self._copy(chunk, facts, single)
+            assert copied, "rows that conflict were taken out under the model's lock"
+
+    def _repeated(self, chunk: Sequence[EditRequest], facts: Sequence[str]) -> set[int]:
+        """Places whose fact or key comes earlier or later in this chunk: their order matters."""
+        again: set[int] = set()
+        seen: dict[str, int] = {}
+        for place, (request, fact) in enumerate(zip(chunk, facts, strict=True)):
+            names = [f"f{fact}"]
+            if request.idempotency_key is not None:
+                names.append(f"k{request.idempotency_key}")
+            for name in names:
+                first = seen.setdefault(name, place)
+                if first != place:
+                    again |= {first, place}
+        return again
+
+    def _held(self, facts: Sequence[str]) -> set[int]:
+        """Places whose fact is claimed, applied or live: a contradiction is possible."""
+        some = self._conn.execute(
+            text(
+                "SELECT EXISTS (SELECT FROM edits WHERE model_id = :model "
+                "AND state IN ('claimed', 'applied', 'live'))"
+            ),
+            {"model": self._model_id},
+        ).scalar_one()
+        if not some:
+            return set()
+        held = set(
+            self._conn.execute(
+                text(
+                    """
+                    SELECT DISTINCT fact_key FROM edits
+                     WHERE model_id = :model AND state IN ('claimed', 'applied', 'live')
+                       AND fact_key = ANY(:facts)
+                    """
+                ),
+                {"model": self._model_id, "facts": list(facts)},
+            ).scalars()
+        )
+        return {place for place, fact in enumerate(facts) if fact in held}
+
+    def _taken(self, chunk: Sequence[EditRequest], facts: Sequence[str]) -> set[int]:
+        """Places whose key is known or whose fact has a waiting edit."""
+        keys = [one.idempotency_key for one in chunk if one.idempotency_key is not None]
+        known = set(
+            self._conn.execute(
+                text(
+                    "SELECT idempotency_key FROM edits "
+                    "WHERE model_id = :model AND idempotency_key = ANY(:keys)"
+                ),
+                {"model": self._model_id, "keys": keys},
+            ).scalars()
+        )
+        waiting = set(
+            self._conn.execute(
+                text(
+                    "SELECT fact_key FROM edits WHERE model_id = :model "
+                    "AND state IN ('submitted', 'queued') AND fact_key = ANY(:facts)"
+                ),
+                {"model": self._model_id, "facts": list(facts)},
+            ).scalars()
+        )
+        return {
+            place
+            for place, (request, fact) in enumerate(zip(chunk, facts, strict=True))
+            if fact in waiting or request.idempotency_key in known
+        }
+
+    def _copy(self, chunk: Sequence[EditRequest], facts: Sequence[str], single: set[int]) -> bool:
+        """COPY the clean rows, submit the others one by one; False where COPY met a taken name."""
+        clean = [place for place in range(len(chunk)) if place not in single]
+        new_ids = self._reserve(len(clean))
+        states: dict[str, list[int]] = {}
+        digests: list[str] = []
+        lines: list[str] = []
+        for place, edit_id in zip(clean, new_ids, strict=True):
+            request = chunk[place]
+            salt, digest = request.sealed()
+            state = self._state(request)
+            states.setdefault(state, []).append(edit_id)
+            digests.append(digest)
+            lines.append(_line(self, edit_id, state, request, facts[place], salt, digest))
+        if not self._write(lines):
+            return False
+        for state, ids in states.items():
+            self._copied.setdefault(state, []).extend(ids)
+            if state == EditState.AWAITING_APPROVAL:
+                self.awaiting += len(ids)
+        for digest in digests:
+            self._digests.update(bytes.fromhex(digest))
+        self.accepted += len(clean)
+        by_place = dict(zip(clean, new_ids, strict=True))
+        for place in sorted(single):
+            by_place[place] = self._submit(chunk[place]).edit_id
+        self.ids += [by_place[place] for place in range(len(chunk))]
+        return True
+
+    def _write(self, lines: Sequence[str]) -> bool:
+        if not lines:
+            return True
+        try:
+            with (
+                self._conn.begin_nested(),
+                raw(self._conn).cursor() as cursor,
+                cursor.copy(f"COPY edits ({COLUMNS}) FROM STDIN") as copy,
+            ):
+                for piece in _pieces(lines):
+                    copy.write(piece)
+        except pg.UniqueViolation:
+            return False
+        return True
+
+    def _submit(self, request: EditRequest) -> Submitted:
+        from ledger.edits import submit  # noqa: PLC0415 - edits offers submit_many as its own
+
+        done = submit(self._conn, self._model_id, request, actor=self._actor)
+        if done.duplicate:
+            self.duplicates += 1
+        else:
+            self.accepted += 1
+            self.superseded += len(done.superseded)
+            self.awaiting += done.state is EditState.AWAITING_APPROVAL
+        return done
+
+    def _state(self, request: EditRequest) -> str:
+        if self._approval:
+            return EditState.AWAITING_APPROVAL.value
+        if request.not_before is not None and request.not_before > self._now:
+            return EditState.SUBMITTED.value
+        return EditState.QUEUED.value
+
+    def _reserve(self, count: int) -> list[int]:
+        if not count:
+            return []
+        return list(
+            self._conn.execute(
+                text(
+                    "SELECT nextval(pg_get_serial_sequence('edits', 'id')) "
+                    "FROM generate_series(1, :count)"
+                ),
+                {"count": count},
+            ).scalars()
+        )
+
+    def record(self, origin: str | None) -> None:
+        """Append the one event of everything COPY took."""
+        every = [one for ids in self._copied.values() for one in ids]
+        if not every:
+            return
+        audit.append(
+            self._conn,
+            "edit.submitted",
+            actor=self._actor,
+            model_id=self._model_id,
+            data={
+                "count": len(every),
+                "digest": self._digests.hexdigest(),
+                "moves": [
+                    {"edits": ranges.to_text(ids), "from": None, "to": state}
+                    for state, ids in sorted(self._copied.items())
+                ],
+                "origin": origin,
+            },
+            edit_ids=every,
+        )
+
+
+def _line(
+    bulk: _Bulk,
+    edit_id: int,
+    state: str,
+    request: EditRequest,
+    fact: str,
+    salt: bytes,
+    digest: str,
+) -> str:
+    """One row in COPY's text format."""
+    return (
+        f"{edit_id}\t{bulk._model_id}\t{state}\t{_cell(request.prompt)}\t{_cell(request.target)}\t"  # noqa: SLF001 - same module
+        f"{_cell(request.subject)}\t{_cell(request.relation)}\t{_json(list(request.paraphrases))}\t"
+        f"{_json(_pairs(request.locality))}\t{_json(_pairs(request.portability))}\t"
+        f"{_cell(request.reason)}\t{_cell(request.source)}\t{_cell(bulk._actor)}\t"  # noqa: SLF001 - same module
+        f"{_cell(request.idempotency_key)}\t{fact}\t\\\\x{salt.hex()}\t{digest}\t{request.priority}\t"
+        f"{_moment(request.not_before)}\t{_moment(request.expires_at)}\n"
+    )
+
+
+def _cell(value: str | None) -> str:
+    return _NULL if value is None else value.translate(_ESCAPES)
+
+
+def _json(value: list[Any]) -> str:
+    return "[]" if not value else json.dumps(value, ensure_ascii=False).translate(_ESCAPES)
+
+
+def _pairs(items: Sequence[Asked]) -> list[list[str | None]]:
+    return [[one.prompt, one.answer] for one in items]
+
+
+def _moment(value: datetime | None) -> str:
+    return _NULL if value is None else value.isoformat()
+
+
+def _pieces(lines: Sequence[str], size: int = 500) -> Iterator[bytes]:
+    for start in range(0, len(lines), size):
+        yield "".join(lines[start : start + size]).encode()

@@ -1,0 +1,316 @@
+"""Parallel factors: several workers compute the factors of one batch side by side.
+
+Factors are independent of each other and of the model's lease, so a chunk has its own short lease. An edit
+whose chunk ran out again and again is taken in smaller and smaller chunks and, once alone, given up:
+one poisonous edit does not hold up its batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from uuid import UUID
+
+from psycopg.types.json import Jsonb
+from sqlalchemy import Connection, text
+
+from ledger import rows
+from ledger.errors import StaleFence
+from ledger.records import BatchProgress, Chunk, FactorRecord
+
+CHUNK_LIMIT = 32
+TTL_SECONDS = 60.0
+LOSSES_ALONE = 3  # times an edit may lose its worker while alone in its chunk
+
+
+def take(
+    conn: Connection,
+    worker: UUID,
+    *,
+    limit: int = CHUNK_LIMIT,
+    ttl: float = TTL_SECONDS,
+    batch_id: int | None = None,
+    model_ids: Sequence[int] | None = None,
+) -> Chunk | None:
+    """Take up to `limit` edits of an open batch that have no factor yet; None where there are none.
+
+    Args:
+        batch_id: Only this batch; else any open one (of `model_ids`), oldest first.
+        ttl: Seconds until others may take them too, unless renewed.
+    """
+    first = conn.execute(
+        text(
+            """
+            SELECT c.batch_id, c.losses FROM batch_edits AS c JOIN batches AS b ON b.id = c.batch_id
+             WHERE c.factor_digest IS NULL AND c.error IS NULL
+               AND (c.until IS NULL OR c.until < clock_timestamp())
+               AND b.state = 'open'
+               AND (CAST(:batch AS bigint) IS NULL OR c.batch_id = :batch)
+               AND (CAST(:models AS bigint[]) IS NULL OR b.model_id = ANY(:models))
+             ORDER BY c.batch_id, c.losses, c.edit_id LIMIT 1 FOR UPDATE OF c SKIP LOCKED
+            """
+        ),
+        {"batch": batch_id, "models": list(model_ids) if model_ids is not None else None},
+    ).one_or_none()
+    if first is None:
+        return None
+    losses = int(first.losses)
+    size = max(1, limit >> losses)
+    token = conn.execute(text("SELECT nextval('chunk_tokens')")).scalar_one()
+    taken = conn.execute(
+        text(
+            """
+            WITH mine AS (
+                SELECT c.batch_id, c.edit_id FROM batch_edits AS c
+                  JOIN edits AS e ON e.id = c.edit_id
+                                 AND e.batch_id = c.batch_id AND e.state = 'claimed'
+                 WHERE c.batch_id = :batch AND c.factor_digest IS NULL AND c.error IS NULL
+                   AND (c.until IS NULL OR c.until < clock_timestamp()) AND c.losses = :losses
+                 ORDER BY c.edit_id LIMIT :size FOR UPDATE OF c SKIP LOCKED
+            )
+            UPDATE batch_edits AS c SET token = :token, worker = :worker,
+                   losses = c.losses + (c.until IS NOT NULL)::integer,
+                   until = clock_timestamp() + make_interval(secs => :ttl)
+              FROM mine WHERE c.batch_id = mine.batch_id AND c.edit_id = mine.edit_id
+            RETURNING c.edit_id, c.until, c.losses
+            """
+        ),
+        {
+            "batch": first.batch_id,
+            "losses": losses,
+            "size": size,
+            "token": token,
+            "worker": worker,
+            "ttl": ttl,
+        },
+    ).all()
+    if not taken:
+        # The edits left the batch (cancelled): they need no factor, do not meet them again.
+        conn.execute(
+            text(
+                """
+                UPDATE batch_edits AS c SET error = 'left the batch', worker = NULL, until = NULL
+                  FROM edits AS e
+                 WHERE c.batch_id = :batch AND e.id = c.edit_id AND c.factor_digest IS NULL
+                   AND c.error IS NULL AND (e.batch_id IS DISTINCT FROM c.batch_id OR e.state <> 'claimed')
+                """
+            ),
+            {"batch": first.batch_id},
+        )
+        return None
+    worn = [int(row.edit_id) for row in taken if row.losses >= _worn_out(limit)]
+    if worn:
+        conn.execute(
+            text(
+                "UPDATE batch_edits SET worker = NULL, until = NULL, "
+                "error = 'its worker died while computing its factor, ' || losses || ' times' "
+                "WHERE batch_id = :batch AND edit_id = ANY(:ids)"
+            ),
+            {"batch": first.batch_id, "ids": worn},
+        )
+        taken = [row for row in taken if row.edit_id not in worn]
+        if not taken:
+            return take(conn, worker, limit=limit, ttl=ttl, batch_id=batch_id, model_ids=model_ids)
+    found = conn.execute(
+        text(
+            f"SELECT {rows.EDIT_COLUMNS} FROM edits AS e WHERE e.id = ANY(:ids) ORDER BY e.id"  # noqa: S608 - our words
+        ),
+        {"ids": [int(row.edit_id) for row in taken]},
+    )
+    edits = tuple(rows.edit(row) for row in found)
+    return Chunk(
+        token=int(token),
+        batch_id=int(first.batch_id),
+        model_id=edits[0].model_id,
+        worker=worker,
+        edits=edits,
+        until=taken[0].until,
+    )
+
+
+def _worn_out(limit: int) -> int:
+    """Losses after which an edit has been alone `LOSSES_ALONE` times."""
+    return limit.bit_length() - 1 + LOSSES_ALONE
+
+
+def record(conn: Connection, chunk: Chunk, factors: Iterable[FactorRecord]) -> int:
+    """Store which factors were computed; returns how many counted.
+
+    The rows of a chunk that was taken over meanwhile are left alone (the factor itself is content
+    addressed, so nothing is wrong with it).
+
+    Raises:
+        StaleFence: None counted: the chunk was taken over as a whole.
+    """
+    records = list(factors)
+    if not records:
+        return 0
+    counted = conn.execute(
+        text(
+            """
+            WITH mine AS (
+                UPDATE batch_edits AS c
+                   SET factor_digest = f.digest, worker = NULL, until = NULL, error = NULL
+                  FROM jsonb_to_recordset(CAST(:factors AS jsonb)) AS f(edit_id bigint, digest text)
+                 WHERE c.batch_id = :batch AND c.edit_id = f.edit_id AND c.token = :token
+                RETURNING c.edit_id
+            ), kept AS (
+                INSERT INTO factors (edit_id, base_digest, editor_digest, digest, rows, bytes, clipped,
+                                     meta)
+                SELECT f.edit_id, m.base_digest, d.digest, f.digest, f.rows, f.bytes, f.clipped, f.meta
+                  FROM jsonb_to_recordset(CAST(:factors AS jsonb))
+                       AS f(edit_id bigint, digest text, rows integer, bytes bigint, clipped integer,
+                            meta jsonb)
+                  JOIN mine ON mine.edit_id = f.edit_id
+                  JOIN models AS m ON m.id = :model JOIN editors AS d ON d.id = m.editor_id
+                ON CONFLICT (edit_id, base_digest, editor_digest) DO UPDATE
+                   SET digest = excluded.digest, rows = excluded.rows, bytes = excluded.bytes,
+                       clipped = excluded.clipped, meta = excluded.meta
+            )
+            SELECT count(*) FROM mine
+            """
+        ),
+        {
+            "factors": Jsonb(
+                [
+                    {
+                        "edit_id": one.edit_id,
+                        "digest": one.digest,
+                        "rows": one.rows,
+                        "bytes": one.bytes,
+                        "clipped": one.clipped,
+                        "meta": dict(one.meta),
+                    }
+                    for one in records
+                ]
+            ),
+            "batch": chunk.batch_id,
+            "token": chunk.token,
+            "model": chunk.model_id,
+        },
+    ).scalar_one()
+    if not counted:
+        raise _lost(chunk)
+    conn.execute(
+        text("SELECT pg_notify('mend_events', :words)"),
+        {
+            "words": f'{{"kind":"chunk.done","model":{chunk.model_id},"subject":"batch:{chunk.batch_id}"}}'
+        },
+    )
+    return int(counted)
+
+
+def renew(conn: Connection, chunk: Chunk, *, ttl: float = TTL_SECONDS) -> None:
+    """Keep a chunk: the heart beside the work.
+
+    Raises:
+        StaleFence: It was taken over or is finished.
+    """
+    kept = conn.execute(
+        text(
+            """
+            UPDATE batch_edits SET until = clock_timestamp() + make_interval(secs => :ttl)
+             WHERE batch_id = :batch AND token = :token AND worker = :worker
+               AND until > clock_timestamp()
+            """
+        ),
+        {"ttl": ttl, "batch": chunk.batch_id, "token": chunk.token, "worker": chunk.worker},
+    ).rowcount
+    if not kept:
+        raise _lost(chunk)
+
+
+def give_back(conn: Connection, chunk: Chunk) -> int:
+    """Give back what of a chunk is not recorded; nothing is counted against its edits."""
+    return conn.execute(
+        text(
+            "UPDATE batch_edits SET worker = NULL, until = NULL "
+            "WHERE batch_id = :batch AND token = :token AND worker = :worker"
+        ),
+        {"batch": chunk.batch_id, "token": chunk.token, "worker": chunk.worker},
+    ).rowcount
+
+
+def fail_edits(conn: Connection, chunk: Chunk, problems: Mapping[int, str]) -> int:
+    """Note edits whose factor cannot be computed; the lease holder decides what becomes of them.
+
+    `batches.problems` lists them; the holder then calls `queue.retry`, `queue.fail` or
+    `queue.quarantine`.
+    """
+    return conn.execute(
+        text(
+            """
+            UPDATE batch_edits AS c SET error = CAST(:problems AS jsonb) ->> c.edit_id::text,
+                   worker = NULL, until = NULL
+             WHERE c.batch_id = :batch AND c.token = :token AND c.edit_id = ANY(:ids)
+            """
+        ),
+        {
+            "problems": Jsonb({str(one): problem for one, problem in problems.items()}),
+            "batch": chunk.batch_id,
+            "token": chunk.token,
+            "ids": list(problems),
+        },
+    ).rowcount
+
+
+def progress(conn: Connection, batch_id: int) -> BatchProgress:
+    """How far the factors of a batch's claimed edits are."""
+    row = conn.execute(
+        text(
+            """
+            SELECT count(*) AS total,
+                   count(*) FILTER (WHERE c.factor_digest IS NOT NULL) AS factored,
+                   count(*) FILTER (WHERE c.factor_digest IS NULL AND c.error IS NOT NULL) AS failed,
+                   count(*) FILTER (WHERE c.factor_digest IS NULL AND c.error IS NULL) AS pending
+              FROM batch_edits AS c JOIN edits AS e ON e.id = c.edit_id
+             WHERE c.batch_id = :batch AND e.batch_id = c.batch_id AND e.state = 'claimed'
+            """
+        ),
+        {"batch": batch_id},
+    ).one()
+    return BatchProgress(row.total, row.factored, row.failed, row.pending)
+
+
+def factors(
+    conn: Connection,
+    edit_ids: Sequence[int],
+    *,
+    editor_digest: str | None = None,
+    base_digest: str | None = None,
+) -> dict[int, FactorRecord]:
+    """Known factors of edits; of several, the newest."""
+    found = conn.execute(
+        text(
+            """
+            SELECT DISTINCT ON (edit_id) edit_id, digest, rows, bytes, clipped, meta FROM factors
+             WHERE edit_id = ANY(:ids)
+               AND (CAST(:editor AS text) IS NULL OR editor_digest = :editor)
+               AND (CAST(:base AS text) IS NULL OR base_digest = :base)
+             ORDER BY edit_id, created_at DESC
+            """
+        ),
+        {"ids": list(edit_ids), "editor": editor_digest, "base": base_digest},
+    )
+    return {int(row.edit_id): FactorRecord(**row._mapping) for row in found}  # noqa: SLF001 - SQLAlchemy's public name
+
+
+def forget(conn: Connection, digests: Sequence[str]) -> int:
+    """Forget factors whose files are missing or broken, so that they are computed again."""
+    conn.execute(
+        text(
+            """
+            UPDATE batch_edits AS c SET factor_digest = NULL FROM batches AS b
+             WHERE b.id = c.batch_id AND b.state = 'open' AND c.factor_digest = ANY(:digests)
+            """
+        ),
+        {"digests": list(digests)},
+    )
+    return conn.execute(
+        text("DELETE FROM factors WHERE digest = ANY(:digests)"), {"digests": list(digests)}
+    ).rowcount
+
+
+def _lost(chunk: Chunk) -> StaleFence:
+    return StaleFence(
+        f"chunk {chunk.token} of batch {chunk.batch_id} was taken over or closed: nothing was changed"
+    )

@@ -1,0 +1,481 @@
+"""Versions: planning the next one, committing it under the fence, and what is in them.
+
+A version is its parent's edit set with some edits added and some removed. Its number is given at commit,
+under the model's lease, so numbers have no gaps; each commit uses the lease's fence up, so one fence
+makes one version and a stale holder makes none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from psycopg.types.json import Jsonb
+from sqlalchemy import Connection, text
+
+from ledger import audit, leases, ranges, rows, transitions
+from ledger.errors import BatchChanged, NoSuchVersion, StaleParent, WrongState
+from ledger.queue import end_edits
+from ledger.records import Committed, Lease, Plan, SetMember, Version, VersionDraft
+from ledger.states import EditState, GateOutcome
+from ledger.transitions import move, requeue
+
+_LINE = """
+    WITH RECURSIVE line AS (
+        SELECT id, parent_id, number FROM versions WHERE id = :version
+        UNION ALL
+        SELECT parent.id, parent.parent_id, parent.number
+          FROM versions AS parent JOIN line ON parent.id = line.parent_id
+    )"""
+
+
+# -- reading --------------------------------------------------------------------------------------
+
+
+def get(conn: Connection, version_id: int) -> Version:
+    """One version.
+
+    Raises:
+        NoSuchVersion: None of this id.
+    """
+    row = conn.execute(
+        text(f"{rows.VERSION_SELECT} WHERE v.id = :version"), {"version": version_id}
+    ).one_or_none()
+    if row is None:
+        raise NoSuchVersion(f"no version with id {version_id}")
+    return rows.version(row)
+
+
+def find(conn: Connection, model_id: int, name: str | int) -> Version:
+    """A version by number, alias, "previous" (before production), "base" or digest prefix.
+
+    Raises:
+        NoSuchVersion: None, or several begin so.
+    """
+    words = str(name)
+    if words == "base":
+        words = "0"
+    if words.isdecimal():
+        where, value = "v.model_id = :model AND v.number = :value", int(words[:9])
+    elif words == "previous":
+        from ledger.aliases import previous  # noqa: PLC0415 - aliases build on versions
+
+        return get(conn, previous(conn, model_id))
+    else:
+        alias = conn.execute(
+            text("SELECT version_id FROM aliases WHERE model_id = :model AND name = :name"),
+            {"model": model_id, "name": words},
+        ).scalar_one_or_none()
+        if alias is not None:
+            return get(conn, int(alias))
+        where = "v.model_id = :model AND starts_with(v.digest, :value)"
+        value = "sha256:" + words.removeprefix("sha256:")  # type: ignore[assignment]  # str here
+    found = conn.execute(
+        text(f"{rows.VERSION_SELECT} WHERE {where} ORDER BY v.number DESC"),
+        {"model": model_id, "value": value},
+    ).all()
+    if len({row.digest for row in found}) != 1:
+        last = conn.execute(
+            text("SELECT max(number) FROM versions WHERE model_id = :model"), {"model": model_id}
+        ).scalar_one()
+        why = "no version" if not found else f"{len(found)} versions are called"
+        raise NoSuchVersion(
+            f"{why} {name!r}; there are versions 0 to {last}, and aliases: see 'mend versions'"
+        )
+    return rows.version(found[0])
+
+
+def list_versions(
+    conn: Connection, model_id: int, *, limit: int = 1_000, before: int | None = None
+) -> list[Version]:
+    """Versions of a model, newest first."""
+    found = conn.execute(
+        text(
+            f"{rows.VERSION_SELECT} WHERE v.model_id = :model "
+            "AND (CAST(:before AS integer) IS NULL OR v.number < :before) "
+            "ORDER BY v.number DESC LIMIT :limit"
+        ),
+        {"model": model_id, "limit": limit, "before": before},
+    )
+    return [rows.version(row) for row in found]
+
+
+def pending(conn: Connection, model_id: int) -> list[Version]:
+    """Committed versions whose gate has not spoken yet, oldest first."""
+    found = conn.execute(
+        text(
+            f"{rows.VERSION_SELECT} WHERE v.model_id = :model AND v.gate = 'pending' ORDER BY v.number"
+        ),
+        {"model": model_id},
+    )
+    return [rows.version(row) for row in found]
+
+
+def live_set(conn: Connection, version_id: int) -> list[SetMember]:
+    """The edit set of a version with each edit's factor, in edit order."""
+    found = conn.execute(
+        text("SELECT edit_id, factor_digest FROM live_set(:version) ORDER BY edit_id"),
+        {"version": version_id},
+    )
+    return [SetMember(int(row.edit_id), row.factor_digest) for row in found]
+
+
+def members(conn: Connection, version_id: int, edit_ids: Sequence[int]) -> list[SetMember]:
+    """Which of `edit_ids` are in a version's set; does not read the whole set."""
+    found = conn.execute(
+        text(
+            f"""{_LINE}, newest AS (
+                SELECT DISTINCT ON (c.edit_id) c.edit_id, c.op, c.factor_digest
+                  FROM version_edits AS c JOIN line ON line.id = c.version_id
+                 WHERE c.edit_id = ANY(:ids) ORDER BY c.edit_id, line.number DESC)
+            SELECT edit_id, factor_digest FROM newest WHERE op = 'add' ORDER BY edit_id"""  # noqa: S608 - our words
+        ),
+        {"version": version_id, "ids": list(edit_ids)},
+    )
+    return [SetMember(int(row.edit_id), row.factor_digest) for row in found]
+
+
+def lineage(conn: Connection, version_id: int) -> list[Version]:
+    """A version and its ancestors, newest first."""
+    get(conn, version_id)
+    found = conn.execute(
+        text(f"{_LINE} {rows.VERSION_SELECT} JOIN line ON line.id = v.id ORDER BY v.number DESC"),
+        {"version": version_id},
+    )
+    return [rows.version(row) for row in found]
+
+
+def changes(
+    conn: Connection, version_id: int
+) -> tuple[tuple[SetMember, ...], tuple[SetMember, ...]]:
+    """What a version added to and removed from its parent's set."""
+    found = conn.execute(
+        text(
+            "SELECT edit_id, op, factor_digest FROM version_edits "
+            "WHERE version_id = :version ORDER BY edit_id"
+        ),
+        {"version": version_id},
+    ).all()
+    adds = tuple(SetMember(int(r.edit_id), r.factor_digest) for r in found if r.op == "add")
+    removes = tuple(SetMember(int(r.edit_id), r.factor_digest) for r in found if r.op == "remove")
+    return adds, removes
+
+
+def diff(conn: Connection, a_id: int, b_id: int) -> tuple[list[SetMember], list[SetMember]]:
+    """Members only in the first version's set, and only in the second's."""
+    a, b = set(live_set(conn, a_id)), set(live_set(conn, b_id))
+    return (
+        sorted(a - b, key=lambda one: one.edit_id),
+        sorted(b - a, key=lambda one: one.edit_id),
+    )
+
+
+# -- building -------------------------------------------------------------------------------------
+
+
+def parent_of_next(conn: Connection, model_id: int) -> Version:
+    """The version the next one builds on: candidate, else production, else the base."""
+    row = conn.execute(
+        text(
+            f"""{rows.VERSION_SELECT}
+              JOIN aliases AS a ON a.version_id = v.id
+             WHERE a.model_id = :model AND a.name IN ('candidate', 'production')
+             ORDER BY a.name LIMIT 1"""  # "candidate" sorts first
+        ),
+        {"model": model_id},
+    ).one_or_none()
+    return find(conn, model_id, 0) if row is None else rows.version(row)
+
+
+def plan(
+    conn: Connection,
+    lease: Lease,
+    *,
+    batch_id: int | None = None,
+    remove_edits: Sequence[int] = (),
+) -> Plan:
+    """What the next version is: the batch's factored edits added, what they replace removed.
+
+    Args:
+        batch_id: Batch whose claimed, factored edits are added.
+        remove_edits: Edits to take out besides (revert).
+
+    Raises:
+        StaleFence: The lease was lost.
+        WrongState: An edit to remove is not in the parent's set.
+    """
+    leases.check(conn, lease)
+    parent = parent_of_next(conn, lease.model_id)
+    adds: list[SetMember] = []
+    replaced: list[SetMember] = []
+    if batch_id is not None:
+        found = conn.execute(
+            text(
+                """
+                SELECT c.edit_id, c.factor_digest, e.fact_key FROM batch_edits AS c
+                  JOIN edits AS e ON e.id = c.edit_id
+                 WHERE c.batch_id = :batch AND c.factor_digest IS NOT NULL
+                   AND e.batch_id = c.batch_id AND e.state = 'claimed' ORDER BY c.edit_id
+                """
+            ),
+            {"batch": batch_id},
+        ).all()
+        adds = [SetMember(int(row.edit_id), row.factor_digest) for row in found]
+        holders = (
+            conn.execute(
+                text(
+                    """
+                SELECT id FROM edits WHERE model_id = :model AND state IN ('applied', 'live')
+                   AND fact_key = ANY(:facts) AND NOT id = ANY(:adds)
+                """
+                ),
+                {
+                    "model": lease.model_id,
+                    "facts": [row.fact_key for row in found],
+                    "adds": [one.edit_id for one in adds],
+                },
+            )
+            .scalars()
+            .all()
+        )
+        replaced = members(conn, parent.id, holders) if holders else []
+    reverted = members(conn, parent.id, remove_edits) if remove_edits else []
+    absent = set(remove_edits) - {one.edit_id for one in reverted}
+    if absent:
+        raise WrongState(
+            f"edits {ranges.to_text(absent)} are not in version {parent.number}: nothing to revert"
+        )
+    removes = {one.edit_id: one for one in [*replaced, *reverted]}
+    return Plan(parent, tuple(adds), tuple(removes[one] for one in sorted(removes)))
+
+
+def commit(conn: Connection, lease: Lease, draft: VersionDraft, *, actor: str) -> Committed:
+    """Make a built version real, in one transaction: the exactly-once effect.
+
+    The batch's edits become applied, the lease's fence is used up. Use the returned lease from then on.
+
+    Raises:
+        StaleFence: The lease was lost or ran out.
+        StaleParent: The candidate moved since the plan.
+        BatchChanged: An edit to add was cancelled or returned since the plan.
+        WrongState: The version would change nothing.
+    """
+    leases.check(conn, lease)
+    chosen = draft.plan
+    if not chosen.adds and not chosen.removes:
+        raise WrongState("the version would change nothing: there is no edit to add or remove")
+    _lock_aliases(conn, lease.model_id)
+    parent = parent_of_next(conn, lease.model_id)
+    if parent.id != chosen.parent.id:
+        raise StaleParent(
+            f"version {chosen.parent.number} was to be built on, but the candidate is now version "
+            f"{parent.number}: plan again"
+        )
+    add_ids = [one.edit_id for one in chosen.adds]
+    moved = _apply(conn, lease.model_id, draft.batch_id, add_ids)
+    again = {one.edit_id for one in members(conn, parent.id, add_ids)} if add_ids else set()
+    model = conn.execute(
+        text(
+            "SELECT m.base_digest, m.composition, d.digest AS editor_digest FROM models AS m "
+            "JOIN editors AS d ON d.id = m.editor_id WHERE m.id = :model"
+        ),
+        {"model": lease.model_id},
+    ).one()
+    row = conn.execute(
+        text(
+            """
+            INSERT INTO versions (model_id, number, parent_id, digest, base_digest, editor_digest,
+                                  composition, batch_id, fence, path, bytes, weights_digest, platform,
+                                  edit_count, created_by, meta)
+            SELECT :model, max(number) + 1, :parent, :digest, :base, :editor, :composition, :batch,
+                   :fence, :path, :bytes, :weights, :platform, :edits, :actor, :meta
+              FROM versions WHERE model_id = :model
+            RETURNING id, number
+            """
+        ),
+        {
+            "model": lease.model_id,
+            "parent": parent.id,
+            "digest": draft.digest,
+            "base": model.base_digest,
+            "editor": model.editor_digest,
+            "composition": Jsonb(model.composition),
+            "batch": draft.batch_id,
+            "fence": lease.fence,
+            "path": draft.path,
+            "bytes": draft.bytes,
+            "weights": draft.weights_digest,
+            "platform": draft.platform,
+            "edits": parent.edit_count + len(add_ids) - len(again) - len(chosen.removes),
+            "actor": actor,
+            "meta": Jsonb(dict(draft.meta)),
+        },
+    ).one()
+    _write_set(conn, int(row.id), chosen)
+    _note_superseded(conn, add_ids, [one.edit_id for one in chosen.removes])
+    renewed = leases.advance(conn, lease)
+    audit.append(
+        conn,
+        "version.committed",
+        actor=actor,
+        model_id=lease.model_id,
+        subject=f"version:{row.id}",
+        data={
+            "adds": ranges.to_text(add_ids),
+            "batch": draft.batch_id,
+            "digest": draft.digest,
+            "fence": lease.fence,
+            "moves": audit.as_moves(moved),
+            "number": row.number,
+            "parent": parent.number,
+            "removes": ranges.to_text(one.edit_id for one in chosen.removes),
+            "version": row.id,
+            "weights_digest": draft.weights_digest,
+        },
+        edit_ids=[*add_ids, *(one.edit_id for one in chosen.removes)],
+    )
+    return Committed(get(conn, int(row.id)), renewed)
+
+
+def reject(
+    conn: Connection,
+    lease: Lease,
+    version_id: int,
+    culprits: Mapping[int, Mapping[str, Any]] | None = None,
+    *,
+    actor: str,
+) -> list[int]:
+    """After a failed gate: quarantine the culprits, claim the rest of the version again.
+
+    The rest stays in the same open batch (a following `plan` takes it); where that batch is closed it
+    goes back to the queue.
+
+    Returns:
+        Edits that can be built again.
+
+    Raises:
+        StaleFence: The lease was lost.
+        WrongState: The version's gate did not fail.
+    """
+    leases.check(conn, lease)
+    version = get(conn, version_id)
+    if version.gate is not GateOutcome.FAIL or version.overridden_by is not None:
+        raise WrongState(
+            f"version {version.number} has gate {version.gate}: only a failed one can be rejected"
+        )
+    adds, _ = changes(conn, version_id)
+    ids = [one.edit_id for one in adds]
+    moved: list[transitions.Moved] = []
+    if culprits:
+        assert version.batch_id is not None
+        moved += end_edits(conn, version.batch_id, EditState.QUARANTINED, culprits)
+    is_open = conn.execute(
+        text("SELECT EXISTS (SELECT FROM batches WHERE id = :batch AND state = 'open')"),
+        {"batch": version.batch_id},
+    ).scalar_one()
+    rest = """e.id = ANY(:ids) AND e.state = 'applied'
+              AND e.id NOT IN (SELECT c.edit_id FROM version_edits AS c
+                                 JOIN versions AS v ON v.id = c.version_id
+                                WHERE c.edit_id = ANY(:ids) AND c.op = 'add' AND v.id <> :version
+                                  AND (v.gate <> 'fail' OR v.overridden_by IS NOT NULL))"""
+    params = {"ids": ids, "version": version_id}
+    if is_open:
+        again = move(conn, EditState.CLAIMED, f"{rest} AND e.batch_id IS NOT NULL", params)
+    else:
+        again = requeue(conn, lease.model_id, rest, params)
+    audit.append(
+        conn,
+        "version.rejected",
+        actor=actor,
+        model_id=lease.model_id,
+        subject=f"version:{version_id}",
+        data={
+            "culprits": ranges.to_text(culprits or ()),
+            "moves": audit.as_moves(moved + again),
+            "number": version.number,
+        },
+        edit_ids=transitions.ids_of(moved + again),
+    )
+    return transitions.ids_of(again)
+
+
+def record_weights(conn: Connection, version_id: int, weights_digest: str, platform: str) -> None:
+    """Note the digest of a version's materialised weights with the platform that made them."""
+    conn.execute(
+        text(
+            "UPDATE versions SET weights_digest = :weights, platform = :platform WHERE id = :version"
+        ),
+        {"weights": weights_digest, "platform": platform, "version": version_id},
+    )
+
+
+def _lock_aliases(conn: Connection, model_id: int) -> None:
+    """Keep promotions and rollbacks out until commit."""
+    conn.execute(
+        text("SELECT FROM aliases WHERE model_id = :model ORDER BY name FOR SHARE"),
+        {"model": model_id},
+    )
+
+
+def _apply(
+    conn: Connection, model_id: int, batch_id: int | None, add_ids: Sequence[int]
+) -> list[transitions.Moved]:
+    if not add_ids:
+        return []
+    moved = move(
+        conn,
+        EditState.APPLIED,
+        "e.id = ANY(:ids) AND e.state = 'claimed' AND e.batch_id = :batch AND e.model_id = :model",
+        {"ids": list(add_ids), "batch": batch_id, "model": model_id},
+        sets="cohort = NULL, error = NULL",
+    )
+    left = set(add_ids) - set(transitions.ids_of(moved))
+    if left:
+        # A rebase adds edits that are in the line already, with factors for the new base.
+        standing = conn.execute(
+            text(
+                "SELECT count(*) FROM edits WHERE id = ANY(:ids) AND model_id = :model "
+                "AND state IN ('applied', 'live')"
+            ),
+            {"ids": list(left), "model": model_id},
+        ).scalar_one()
+        if standing != len(left) or batch_id is not None:
+            raise BatchChanged(
+                f"edits {ranges.to_text(left)} are not claimed in batch {batch_id} any more "
+                "(cancelled or taken over): plan again"
+            )
+    return moved
+
+
+def _write_set(conn: Connection, version_id: int, chosen: Plan) -> None:
+    conn.execute(
+        text(
+            """
+            INSERT INTO version_edits (version_id, edit_id, op, factor_digest)
+            SELECT :version, c.edit_id, CAST(c.op AS change_op), c.factor_digest
+              FROM unnest(CAST(:ids AS bigint[]), CAST(:ops AS text[]), CAST(:digests AS text[]))
+                   AS c(edit_id, op, factor_digest)
+            """
+        ),
+        {
+            "version": version_id,
+            "ids": [one.edit_id for one in (*chosen.adds, *chosen.removes)],
+            "ops": ["add"] * len(chosen.adds) + ["remove"] * len(chosen.removes),
+            "digests": [one.factor_digest for one in (*chosen.adds, *chosen.removes)],
+        },
+    )
+
+
+def _note_superseded(conn: Connection, add_ids: Sequence[int], remove_ids: Sequence[int]) -> None:
+    """Removed edits whose fact an added one holds now are superseded by it."""
+    if add_ids and remove_ids:
+        conn.execute(
+            text(
+                """
+                UPDATE edits AS old SET superseded_by = new.id FROM edits AS new
+                 WHERE old.id = ANY(:removes) AND new.id = ANY(:adds)
+                   AND new.fact_key = old.fact_key AND new.model_id = old.model_id
+                """
+            ),
+            {"removes": list(remove_ids), "adds": list(add_ids)},
+        )
