@@ -1,0 +1,47 @@
+"""An edit's whole life, from submission to live and back."""
+
+from __future__ import annotations
+
+from ledger import aliases, audit, edits, versions
+
+
+def test_edit_goes_live_and_back(desk):
+    first = desk.submit()
+    assert (first.state, first.duplicate) == ("queued", False)
+    one = desk.round()
+    assert one.number == 1
+    assert one.gate == "pass"
+    assert desk.state(first.edit_id) == "live"
+    second = desk.submit("The king of Freedonia is", "Rufus")
+    two = desk.round()
+    assert (two.number, two.parent_number, two.edit_count) == (2, 1, 2)
+    desk.do(aliases.rollback, desk.model_id, actor="op", reason="oops")
+    assert desk.state(first.edit_id) == "live"
+    assert desk.state(second.edit_id) == "reverted"
+    assert desk.do(aliases.get, desk.model_id, "candidate").number == 1
+    desk.do(aliases.rollback, desk.model_id, actor="op", reason="oops again")
+    assert desk.do(aliases.get, desk.model_id, "production").number == 0
+    assert desk.state(first.edit_id) == "reverted"
+    desk.promote(two.id)
+    assert desk.state(second.edit_id) == "live"
+    verified = desk.do(audit.verify)
+    assert verified.events > 10
+    kinds = [e.kind for e in desk.do(edits.history, first.edit_id)]
+    assert kinds[:3] == ["edit.submitted", "batch.claimed", "version.committed"]
+
+
+def test_newer_edit_of_a_fact_replaces_the_older_in_the_version(desk):
+    old = desk.submit(target="Glorbia").edit_id
+    desk.round()
+    new = desk.submit(target="Florbia").edit_id
+    version = desk.round()
+    assert version.edit_count == 1
+    assert desk.state(old) == "superseded"
+    assert desk.state(new) == "live"
+    assert desk.do(edits.get, old).superseded_by == new
+    adds, removes = desk.do(versions.changes, version.id)
+    assert [m.edit_id for m in adds] == [new]
+    assert [m.edit_id for m in removes] == [old]
+    desk.do(aliases.rollback, desk.model_id, actor="op", reason="no")
+    assert desk.state(old) == "live"
+    assert desk.state(new) == "reverted"
