@@ -10,6 +10,7 @@ from typing import TypeVar
 from uuid import UUID
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 
 from ledger import db
 from ledger import leases as lease_rows
@@ -21,6 +22,10 @@ from workers.runtime import WarmModels
 from workers.settings import Settings
 
 T = TypeVar("T")
+
+DEADLOCK_TRIES = 4
+ROLLED_BACK = frozenset({"40001", "40P01"})
+"""Serialization failure and deadlock: nothing was changed, so trying again is safe."""
 
 
 class Stopping(Exception):
@@ -63,9 +68,20 @@ class Context:
             raise Stopping
 
     def transact(self, work: Callable[[Connection], T]) -> T:
-        """Run `work` in one transaction."""
-        with db.transaction(self.engine) as conn:
-            return work(conn)
+        """Run `work` in one transaction; again where Postgres chose it to end a deadlock.
+
+        Raises:
+            DatabaseDown: The server does not answer; the transaction may have been committed.
+        """
+        for attempt in range(DEADLOCK_TRIES):
+            try:
+                with db.transaction(self.engine) as conn:
+                    return work(conn)
+            except DBAPIError as error:
+                rolled_back = getattr(error.orig, "sqlstate", None) in ROLLED_BACK
+                if not rolled_back or attempt == DEADLOCK_TRIES - 1:
+                    raise
+        raise AssertionError("unreachable: the last attempt returns or raises")
 
     def keep(self, renew: Callable[[Connection], object], taken_at: float) -> LeaseKeeper:
         """A keeper for anything that is renewed by a transaction (a chunk, a job)."""

@@ -12,18 +12,20 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from ledger.events import Listener
 from sqlalchemy import Connection
 
+from ledger import batches as batch_rows
 from ledger import chunks as chunk_rows
 from ledger import models as model_rows
+from ledger import queue
 from ledger.errors import LedgerError, StaleFence
+from ledger.events import Listener
 from ledger.records import Chunk, FactorRecord
 from mend_core.datasets.edit import Edit
 from mend_core.errors import EditError, NonFinite
 from mend_core.factors import FactorRows, GridRows
 from workers import faults
-from workers.context import Context
+from workers.context import Context, Held
 from workers.runtime import WarmModel, core_edit
 
 log = logging.getLogger("mend.factor")
@@ -68,6 +70,34 @@ def factor_record(factor: GridRows) -> FactorRecord:
     )
 
 
+NOT_FINITE = f"{NonFinite.__name__}: "
+"""How the problem of an edit that gives NaN or Inf begins."""
+
+
+def _problem(error: EditError) -> str:
+    """An edit's error as the ledger keeps it; the class name tells what becomes of the edit."""
+    return f"{type(error).__name__}: {error}"
+
+
+def set_aside(context: Context, held: Held, batch_id: int) -> None:
+    """Decide on the edits of a batch that have no factor.
+
+    NaN or Inf is evidence worth a look: quarantine. The rest (too long, no tokens, its worker died)
+    cannot be helped by trying again: the dead letters.
+    """
+
+    def write(conn: Connection) -> None:
+        found = batch_rows.problems(conn, batch_id)
+        strange = {i: {"reason": p} for i, p in found.items() if p.startswith(NOT_FINITE)}
+        hopeless = {i: p for i, p in found.items() if i not in strange}
+        if strange:
+            queue.quarantine(conn, held.lease, batch_id, strange, actor=context.actor)
+        if hopeless:
+            queue.fail(conn, held.lease, batch_id, hopeless, actor=context.actor)
+
+    context.transact(write)
+
+
 def run_chunk(context: Context, warm: WarmModel, chunk: Chunk, taken_at: float) -> int:
     """Compute and record one chunk's factors.
 
@@ -82,7 +112,7 @@ def run_chunk(context: Context, warm: WarmModel, chunk: Chunk, taken_at: float) 
         warm.factors.put_many(good)
         faults.point("after-factor")
     records = [factor_record(factor) for factor in good]
-    bad = {int(e.edit_id): str(e) for e in found if isinstance(e, EditError)}
+    bad = {int(e.edit_id): _problem(e) for e in found if isinstance(e, EditError)}
 
     def record(conn: Connection) -> int:
         done = chunk_rows.record(conn, chunk, records)
@@ -122,8 +152,8 @@ def help_any(context: Context) -> bool:
     return True
 
 
-def run_batch(context: Context, warm: WarmModel, batch_id: int) -> None:
-    """See every factor of a batch computed, here or elsewhere.
+def run_batch(context: Context, held: Held, warm: WarmModel, batch_id: int) -> None:
+    """See every factor of a batch computed, here or elsewhere, and bad edits set aside.
 
     Raises:
         Stopping: A graceful stop was asked for between two chunks.
@@ -152,6 +182,8 @@ def run_batch(context: Context, warm: WarmModel, batch_id: int) -> None:
                 listener.__enter__()
             progress = context.transact(lambda conn: chunk_rows.progress(conn, batch_id))
             if progress.pending == 0:
+                if progress.failed:
+                    set_aside(context, held, batch_id)
                 return
             listener.wait(WAIT_SECONDS)
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import Connection
@@ -22,10 +23,11 @@ from ledger import models as model_rows
 from ledger import queue
 from ledger import sweep as sweeping
 from ledger import versions as version_rows
-from ledger.errors import AliasProtected, BatchChanged, Conflict, StaleParent
+from ledger.errors import AliasProtected, BatchChanged, LedgerError, StaleFence, StaleParent
 from ledger.records import Batch, Edit, Model, Plan, SetMember, Version, VersionDraft
+from ledger.states import EditState
 from mend_core.datasets.edit import Edit as CoreEdit
-from mend_core.errors import EditorError, ModelError, ProbeError, StoreError
+from mend_core.errors import MendError, ProbeError, StoreError
 from mend_core.factors import platform_tag, weights_digest
 from mend_core.probes import Outcome
 from workers import faults, hooks, proving
@@ -74,30 +76,45 @@ def _model(context: Context, model_id: int) -> bool | None:
         True where something was done, False where another worker has the lease, None where the
         model cannot be worked on now (said in the log; the next sweep tries again).
     """
+    # Loaded before the lease is asked for: what cannot be loaded must not hold up others, nor
+    # claim edits only to give them back.
+    model = context.transact(lambda conn: model_rows.get(conn, model_id))
+    try:
+        warm = context.models.get(model)
+        proving.check_model(model)
+    except (MendError, OSError) as error:
+        log.error("model %s cannot be worked on: %s", model.name, error)  # noqa: TRY400 - the message is for a person
+        return None
     held = Held.take(context, model_id)
     if held is None:
         return False
     with held.keeper:
         try:
-            return _under_lease(context, held, model_id)
+            faults.point("after-lease")
+            return _under_lease(context, held, model, warm)
+        except StaleFence as error:
+            log.warning("model %s: %s", model.name, error)
+            return None
+        except (StoreError, OSError) as error:
+            log.error("model %s: %s; trying again at the next sweep", model.name, error)  # noqa: TRY400 - the message is for a person
+            return None
+        except (Stopping, LedgerError):
+            raise
+        except Exception:
+            # The lease goes back with the batch open: whoever takes it next halves the batch, so
+            # that an edit that makes us fail is found while the others go on.
+            log.exception("model %s: the batch failed", model.name)
+            return True
         finally:
             held.keeper.stop()
-            _give_back(held)
+            with suppress(LedgerError):
+                held.release()
 
 
-def _give_back(held: Held) -> None:
-    try:
-        held.release()
-    except Conflict as error:
-        log.info("lease was already gone: %s", error)
-
-
-def _under_lease(context: Context, held: Held, model_id: int) -> bool | None:
-    faults.point("after-lease")
-    model = context.transact(lambda conn: model_rows.get(conn, model_id))
+def _under_lease(context: Context, held: Held, model: Model, warm: WarmModel) -> bool:
     did = False
     while True:
-        batch = context.transact(lambda conn: batch_rows.current(conn, model_id))
+        batch = context.transact(lambda conn: batch_rows.current(conn, model.id))
         if batch is None:
             context.check()
             claim = context.transact(
@@ -109,22 +126,22 @@ def _under_lease(context: Context, held: Held, model_id: int) -> bool | None:
             log.info("model %s: batch %d of %d edits", model.name, batch.id, batch.size)
         faults.point("after-claim")
         try:
-            Build(context, held, model, batch).run()
-        except Stopping:
-            _return(context, held, batch, "the worker is stopping")
+            Build(context, held, model, warm, batch).run()
+        except (Stopping, StoreError, OSError) as error:
+            _return(context, held, batch, str(error) or "the worker is stopping")
             raise
-        except (ModelError, EditorError, ProbeError) as error:
-            log.error("model %s cannot be worked on: %s", model.name, error)  # noqa: TRY400 - the message is for a person
-            _return(context, held, batch, str(error))
-            return None
-        except (StoreError, OSError) as error:
-            log.error("model %s: %s; trying again at the next sweep", model.name, error)  # noqa: TRY400 - the message is for a person
-            _return(context, held, batch, str(error))
-            return None
         did = True
 
 
 def _return(context: Context, held: Held, batch: Batch, reason: str) -> None:
+    """Give back what is claimed and not yet in a version, nothing counted against it.
+
+    A batch whose version waits to be judged stays open: the next holder of the lease judges it.
+    """
+    if context.transact(
+        lambda conn: batch_rows.edits_of(conn, batch.id, states=[EditState.APPLIED])
+    ):
+        return
     context.transact(
         lambda conn: queue.return_claim(
             conn, held.lease, batch.id, actor=context.actor, reason=reason
@@ -139,19 +156,22 @@ class Build:
         context: The working process.
         held: The model's lease.
         model: The model.
+        warm: The model, loaded.
         batch: The open batch; anything of it may already have been done by a worker that died.
     """
 
-    def __init__(self, context: Context, held: Held, model: Model, batch: Batch) -> None:
+    def __init__(
+        self, context: Context, held: Held, model: Model, warm: WarmModel, batch: Batch
+    ) -> None:
         self.context = context
         self.held = held
         self.model = model
         self.batch = batch
-        self.warm: WarmModel = context.models.get(model)
+        self.warm = warm
 
     def run(self) -> None:
         """Bring the batch to its end."""
-        run_batch(self.context, self.warm, self.batch.id)
+        run_batch(self.context, self.held, self.warm, self.batch.id)
         for _ in range(REPLANS):
             self.context.check()
             version = self._unjudged()
@@ -365,7 +385,9 @@ def conclude(
         actor=context.actor,
     )
     promoted = False
-    if decision.outcome is Outcome.PASS and model.auto_promote:
+    # A version that passed but was overtaken (the candidate moved on) is not for production.
+    newest = alias_rows.get(conn, model.id, "candidate").version_id == version.id
+    if decision.outcome is Outcome.PASS and newest and model.auto_promote:
         try:
             with conn.begin_nested():
                 alias_rows.promote(

@@ -11,9 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pydantic import ValidationError
+
 from ledger.records import Model, SetMember, Version
 from mend_core.datasets.edit import Edit
-from mend_core.errors import StoreCorrupt, SuiteInvalid
+from mend_core.errors import PolicyInvalid, StoreCorrupt, SuiteInvalid
 from mend_core.factors import GridRows
 from mend_core.probes import (
     GateDecision,
@@ -58,6 +60,29 @@ def user_items(model: Model) -> tuple[ProbeItem, ...]:
     if not isinstance(records, (list, tuple)):
         raise SuiteInvalid(f"model {model.name}: settings.suite must be a list of probe items")
     return tuple(ProbeItem.from_dict(record) for record in records)
+
+
+def check_model(model: Model) -> None:
+    """Refuse a policy or a suite that no version could be judged by, before anything is claimed.
+
+    Raises:
+        SuiteInvalid: An item breaks a rule of the format.
+        PolicyInvalid: The policy breaks one of its own.
+    """
+    user_items(model)
+    policy_of(model)
+
+
+def policy_of(model: Model) -> Policy:
+    """The model's gate policy.
+
+    Raises:
+        PolicyInvalid: It breaks a rule of its format.
+    """
+    try:
+        return Policy.model_validate(dict(model.policy))
+    except ValidationError as error:
+        raise PolicyInvalid(f"model {model.name}: its policy is not usable: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,7 +148,7 @@ class Judge:
 
     def __post_init__(self) -> None:
         """Read policy and items once."""
-        self._policy = Policy.model_validate(dict(self.model.policy))
+        self._policy = policy_of(self.model)
         self._extra = user_items(self.model)
 
     def suite(self, edits: Iterable[Edit]) -> ProbeSuite:
@@ -199,12 +224,12 @@ def strengthen(warm: WarmModel, factor: GridRows, times: float) -> GridRows:
     return warm.editor.grid.encode(replace(real, rows=rows))
 
 
-def evidence(verdict: Verdict, edit_id: str, why: str) -> dict[str, Any]:
+def evidence(verdict: Verdict, edit_id: str, reason: str) -> dict[str, Any]:
     """What a person needs to see why an edit was set aside."""
     broken = [f.to_dict() for f in verdict.decision.flips if f.broke]
     own = [r.to_dict() for r in verdict.results if r.edit_id == edit_id and not r.passed]
     return {
-        "why": why,
+        "reason": reason,
         "gate": verdict.decision.outcome.value,
         "checks": [c.to_dict() for c in verdict.decision.checks if c.outcome is not Outcome.PASS],
         "broke": broken[:50],

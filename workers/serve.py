@@ -24,13 +24,13 @@ from typing import Annotated, Any
 import uvicorn
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import JSONResponse, StreamingResponse
-from ledger.events import Listener
 from pydantic import BaseModel, ConfigDict, Field
 
 from ledger import db
 from ledger import models as model_rows
 from ledger import versions as version_rows
 from ledger.errors import DatabaseDown, LedgerError, NotFound
+from ledger.events import Listener
 from ledger.records import Model, SetMember, Version
 from mend_core.errors import EditError, MendError
 from mend_core.models import greedy

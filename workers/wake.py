@@ -21,9 +21,9 @@ import time
 from pathlib import Path
 
 from celery import Celery
-from ledger.events import Listener
 
 from ledger import errors as ledger_errors
+from ledger.events import Listener
 from workers.settings import Settings
 
 log = logging.getLogger("mend.wake")

@@ -69,7 +69,8 @@ def make_editor(source: Path, path: Path, learning_rate: float = 0.3) -> str:
     """Write an untrained MEND editor with a calibrated grid; gives its digest."""
     base = load_base(source)
     editor = MendEditor.create(
-        base, MendConfig(rank=8, learning_rate=learning_rate, tokens="answer"),
+        base,
+        MendConfig(rank=8, learning_rate=learning_rate, tokens="answer"),
         matrices=["*.1.mlp.down_proj", "*.2.mlp.down_proj"],
     )
     editor.networks.requires_grad_(False)

@@ -17,7 +17,7 @@ from ledger import edits as edit_rows
 from ledger import models as model_rows
 from ledger.records import Edit as LedgerEdit
 from ledger.records import Job, Model
-from ledger.requests import EditRequest
+from ledger.requests import Asked, EditRequest
 from mend_core.datasets.edit import Edit
 from mend_core.editors.base import FactorEditor, load_editor
 from mend_core.errors import EditError, EditorMismatch
@@ -134,9 +134,9 @@ def _request(edit: LedgerEdit) -> EditRequest:
         target=edit.target,
         subject=edit.subject,
         relation=edit.relation,
-        paraphrases=list(edit.paraphrases),
-        locality=[{"prompt": p, "answer": a} for p, a in edit.locality],
-        portability=[{"prompt": p, "answer": a} for p, a in edit.portability],
+        paraphrases=edit.paraphrases,
+        locality=tuple(Asked(prompt=p, answer=a) for p, a in edit.locality),
+        portability=tuple(Asked(prompt=p, answer=a) for p, a in edit.portability),
         reason=edit.reason,
         source=edit.source,
         priority=edit.priority,

@@ -18,7 +18,6 @@ from mend_core.errors import EditorMismatch, EditorNotFound
 from mend_core.factors import version_digest
 from mend_core.models import load_base
 from mend_core.probes import ProbeItem, load_policy, parse_policy
-
 from workers.context import Context
 from workers.jobs import JobInvalid
 from workers.jobs.payload import field
@@ -107,7 +106,9 @@ def register(context: Context, job: Job) -> Mapping[str, Any]:
         raise AlreadyExists(f"a model called {name!r} is registered already; choose another name")
     text = job.payload.get("policy_text")
     policy = (
-        parse_policy(text) if text is not None else load_policy(field(job, "policy", str, "default"))
+        parse_policy(text)
+        if text is not None
+        else load_policy(field(job, "policy", str, "default"))
     )
     items = [ProbeItem.from_dict(record) for record in job.payload.get("suite") or ()]
     settings = dict(job.payload.get("settings") or {})

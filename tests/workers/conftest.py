@@ -1,0 +1,52 @@
+"""Tiny model and editor, once per session; a fresh service per test."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.workers import tiny
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """Folder of a tiny Llama."""
+    return tiny.make_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def tiny_editor(tiny_model, tmp_path_factory):
+    """Path of an untrained MEND editor for it, strong enough that edits take."""
+    path = tmp_path_factory.mktemp("editor") / "editor.safetensors"
+    tiny.make_editor(tiny_model, path, learning_rate=0.2)
+    return path
+
+
+@pytest.fixture
+def make_service(ledger_url, tiny_model, tiny_editor, tmp_path):
+    """Makes services on a fresh database; ends all their processes afterwards."""
+    from tests.chaos.harness import Service
+
+    made = []
+
+    def make(**options):
+        service = Service(
+            url=ledger_url,
+            home=tmp_path / "home",
+            source=tiny_model,
+            editor_path=tiny_editor,
+            **options,
+        )
+        made.append(service)
+        return service
+
+    yield make
+    for service in made:
+        service.stop()
