@@ -53,7 +53,7 @@ def audit_verify(
         found,
         as_json,
         lambda: say(
-            f"The trail holds: {found.events} events, head {found.head_hash}, root {found.root}."
+            f"The trail holds: {found.events} events, head {found.head}, root {found.root}."
         ),
     )
 
