@@ -13,9 +13,9 @@ from uuid import UUID
 from psycopg.types.json import Jsonb
 from sqlalchemy import Connection, text
 
-from ledger import rows
+from ledger import leases, rows
 from ledger.errors import StaleFence
-from ledger.records import BatchProgress, Chunk, FactorRecord
+from ledger.records import BatchProgress, Chunk, FactorRecord, Lease
 
 CHUNK_LIMIT = 32
 TTL_SECONDS = 60.0
@@ -308,6 +308,56 @@ def forget(conn: Connection, digests: Sequence[str]) -> int:
     return conn.execute(
         text("DELETE FROM factors WHERE digest = ANY(:digests)"), {"digests": list(digests)}
     ).rowcount
+
+
+def replace(
+    conn: Connection, lease: Lease, batch_id: int, factors: Iterable[FactorRecord]
+) -> list[int]:
+    """Put other factors in place of those of claimed edits: a stronger step after a failed gate.
+
+    Only edits that are claimed in the lease's batch change; returns them.
+
+    Raises:
+        StaleFence: The lease was lost.
+    """
+    leases.check(conn, lease)
+    changed: list[int] = []
+    for one in factors:
+        edit_id = conn.execute(
+            text(
+                """
+                UPDATE batch_edits AS c SET factor_digest = :digest FROM edits AS e
+                 WHERE c.batch_id = :batch AND c.edit_id = :edit AND e.id = c.edit_id
+                   AND e.batch_id = c.batch_id AND e.state = 'claimed'
+                RETURNING c.edit_id
+                """
+            ),
+            {"digest": one.digest, "batch": batch_id, "edit": one.edit_id},
+        ).scalar_one_or_none()
+        if edit_id is None:
+            continue
+        conn.execute(
+            text(
+                """
+                UPDATE factors AS f SET digest = :digest, rows = :rows, bytes = :bytes,
+                       clipped = :clipped, meta = :meta
+                  FROM models AS m JOIN editors AS d ON d.id = m.editor_id
+                 WHERE m.id = :model AND f.edit_id = :edit AND f.base_digest = m.base_digest
+                   AND f.editor_digest = d.digest
+                """
+            ),
+            {
+                "digest": one.digest,
+                "rows": one.rows,
+                "bytes": one.bytes,
+                "clipped": one.clipped,
+                "meta": Jsonb(dict(one.meta)),
+                "model": lease.model_id,
+                "edit": one.edit_id,
+            },
+        )
+        changed.append(int(edit_id))
+    return changed
 
 
 def _lost(chunk: Chunk) -> StaleFence:

@@ -339,8 +339,8 @@ class EmbeddedPostgres:
                 # Ctrl-C in a terminal goes to its whole process group; the owner decides when to stop.
                 process_group=0,
                 user=self.identity.uid,
-            group=self.identity.gid,
-            extra_groups=_no_groups(self.identity),
+                group=self.identity.gid,
+                extra_groups=_no_groups(self.identity),
             )
 
     def _last_log(self) -> str:
