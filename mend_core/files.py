@@ -5,6 +5,7 @@ temporary name → fsync → rename → fsync of the parent. A reader sees the o
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -107,7 +108,8 @@ def write_atomic(path: Path, data: bytes, *, sync_parent: bool = True) -> None:
         if sync_parent:
             fsync_folder(path.parent)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            scratch.unlink()
         raise store_error(path, error) from error
 
 

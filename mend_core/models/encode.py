@@ -130,9 +130,11 @@ def _target_ids(
             ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
         inner = ids
     unknown = tokenizer.unk_token_id
-    if not inner or all(token == unknown for token in inner):
+    if not inner or unknown in inner:
         raise TargetUnreachable(
-            name, f"the target {target!r} tokenises to nothing this model can say; reword it"
+            name,
+            f"the target {target!r} tokenises to nothing this model can say, or holds a "
+            "character it does not know; reword it",
         )
     return ids
 

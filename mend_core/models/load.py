@@ -130,7 +130,7 @@ def resolve(source: str | Path, progress: Progress | None = None) -> Path:
     if str(source) == SMOLLM2:
         return smollm2_folder(progress)
     folder = Path(source).expanduser()
-    if folder.is_dir():
+    if str(source) and folder.is_dir():
         return folder
     if folder.exists():
         raise ModelNotFound(f"{source} is a file; give the folder that holds config.json")
