@@ -1,5 +1,7 @@
 """The invariant under everything: sums over a set don't depend on anything but the set."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -64,7 +66,7 @@ def test_any_order_any_split_any_worker_gives_the_same_bits(order, cuts, data):
     whole = summed(ENCODED)
     parts = []
     edges = sorted({0, *cuts, 24})
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         parts.append(summed([ENCODED[n] for n in order[start:end]]))
     joined = Accumulators(GRID)
     for part in data.draw(st.permutations(parts)):

@@ -16,6 +16,7 @@ from mend_core.factors import (
     FactorRows,
     FactorStore,
     Grid,
+    GridRows,
     Rows,
     VersionFiles,
     VersionStore,
@@ -99,14 +100,13 @@ def test_a_damaged_factor_is_named(tmp_path, damage):
     path = store.path(digest)
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
-    path.write_bytes(
-        {
-            "flip": bytes(data),
-            "cut": bytes(data[:100]),
-            "empty": b"",
-            "swap": store.path(other).read_bytes(),
-        }[damage]  # fmt: skip
-    )
+    damaged = {
+        "flip": bytes(data),
+        "cut": bytes(data[:100]),
+        "empty": b"",
+        "swap": store.path(other).read_bytes(),
+    }
+    path.write_bytes(damaged[damage])
     with pytest.raises(StoreCorrupt, match=str(path)):
         store.get(digest)
     path.unlink()
@@ -238,10 +238,9 @@ def test_a_full_disk_leaves_nothing_half_written(small_disk):
     versions = VersionStore(small_disk / "v")
     first = store.put(FACTORS[0])
     (small_disk / "ballast").write_bytes(b"x" * 40_000)
+    more = (GridRows(f"n{n}", GRID.digest, FACTORS[0].rows) for n in range(200))
     with pytest.raises(StoreFull, match="no room"):
-        for number in range(200):
-            f = FACTORS[0]
-            store.put(type(f)(f"n{number}", f.grid_digest, f.rows))
+        store.put_many(more)
     assert not list(small_disk.rglob("*.tmp"))
     assert all(store.get(digest).digest == digest for digest in store.digests())
     assert store.get(first).edit_id == "e0"

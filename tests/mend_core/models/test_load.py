@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mend_core.errors import (
     ModelBroken,
@@ -101,8 +102,6 @@ def truncate(folder):
 
 
 def drop_tensor(folder):
-    from safetensors.torch import load_file, save_file
-
     path = folder / "model.safetensors"
     tensors = load_file(path)
     del tensors["model.layers.0.mlp.down_proj.weight"]

@@ -18,7 +18,7 @@ from mend_core.models import (
 from mend_core.testing import FACTS, FAMILIES, PARAPHRASES, tiny_base
 
 PROMPTS = [prompt for prompt, _ in FACTS]
-PAIRS = list(FACTS[:5]) + [("A", "much longer answer than all of the others here")]
+PAIRS = [*list(FACTS[:5]), ("A", "much longer answer than all of the others here")]
 
 
 def pairs_for(base):
