@@ -1,6 +1,9 @@
 """Editors: transformations of gradients into edits."""
 
 from mend_core.editors.base import Editor, FactorEditor, load_editor
+from mend_core.editors.enn import EnnConfig, EnnEditor
+from mend_core.editors.finetune import FinetuneConfig, FinetuneEditor, FinetuneKLEditor
+from mend_core.editors.ke import KeConfig, KeEditor
 from mend_core.editors.malmen import MalmenConfig, MalmenEditor
 from mend_core.editors.mend import MendConfig, MendEditor
 from mend_core.editors.ridge import RidgeEditor
@@ -10,7 +13,14 @@ from mend_core.factors import Delta
 __all__ = [
     "Delta",
     "Editor",
+    "EnnConfig",
+    "EnnEditor",
     "FactorEditor",
+    "FinetuneConfig",
+    "FinetuneEditor",
+    "FinetuneKLEditor",
+    "KeConfig",
+    "KeEditor",
     "MalmenConfig",
     "MalmenEditor",
     "MendConfig",

@@ -32,7 +32,6 @@ class Progress:
         best: Best validation score so far.
         best_step: When it was reached.
         stale: Validations since then.
-        finished: The run ended by itself.
     """
 
     step: int = 0
@@ -40,7 +39,6 @@ class Progress:
     best: float = -1.0
     best_step: int = 0
     stale: int = 0
-    finished: bool = False
 
 
 def save_checkpoint(
@@ -114,7 +112,8 @@ def load_checkpoint(
         state.setdefault(int(number), {})[key] = value
     packed["state"] = state
     optimiser.load_state_dict(packed)
-    return Progress(**plain["progress"]), _under(tensors, "best|")
+    kept = {k: v for k, v in plain["progress"].items() if k in Progress.__slots__}
+    return Progress(**kept), _under(tensors, "best|")
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

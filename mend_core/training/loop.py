@@ -112,7 +112,7 @@ class Trainer:
         elif not self.config.released:
             self._warm_up()
         started = time.monotonic() - self.progress.seconds
-        while not self._done():
+        while not self._done() and not self._out_of_time():
             values = self._step(self.progress.step)
             self.progress.step += 1
             step = self.progress.step
@@ -123,7 +123,6 @@ class Trainer:
             self._log(step, values)
             self.report(Event(step, self.config.steps, self.progress.seconds, values))
             if step % self.config.checkpoint_every == 0 or last or self._done():
-                self.progress.finished = last or self._done()
                 self._save(checkpoint)
         return self.finish()
 
@@ -144,7 +143,7 @@ class Trainer:
 
     def _done(self) -> bool:
         p, c = self.progress, self.config
-        return p.finished or p.step >= c.steps or (c.patience > 0 and p.stale >= c.patience)
+        return p.step >= c.steps or (c.patience > 0 and p.stale >= c.patience)
 
     def _out_of_time(self) -> bool:
         return self.minutes is not None and self.progress.seconds >= 60 * self.minutes
