@@ -13,13 +13,13 @@ after some text: what a model without chat training writes on the next line is a
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mend_core.models.base import Base
 from mend_core.models.encode import IGNORE, Encoded
@@ -29,10 +29,21 @@ from mend_core.models.prefix import PrefixCache, forward
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """A prompt with a continuation, both as token ids (seq2seq: source and decoder target)."""
+    """A prompt with a continuation, both as token ids (seq2seq: source and decoder target).
+
+    Attributes:
+        prompt: What is asked.
+        continuation: What may follow.
+        after: Ask what comes after the continuation too; not needed where it is a whole answer.
+    """
 
     prompt: tuple[int, ...]
     continuation: tuple[int, ...]
+    after: bool = True
+
+    def __len__(self) -> int:
+        """Places at which a token is predicted."""
+        return len(self.continuation) + self.after
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +51,7 @@ class Trace:
     """What the model predicts along a track.
 
     Attributes:
-        best: Arg max at each position of the continuation, and at the one after it.
+        best: Arg max at each position of the continuation, and at the one after it if asked.
         nll: Negative log-likelihood of each continuation token, nats.
         finite: Every logit looked at was finite.
     """
@@ -107,61 +118,96 @@ def encode_tracks(base: Base, tracks: Sequence[Track]) -> tuple[Encoded, Tensor]
     """A padded batch of tracks and the mask of the logit positions that predict them.
 
     Returns:
-        The batch, and a bool mask (batch, length) true at every position that predicts a token of
-        the continuation or the one after it.
+        The batch, and a bool mask of the logits' first axes, true at every predicting position.
     """
     pad = base.tokenizer.pad_token_id
     if base.kind == "seq2seq":
         return _encode_seq2seq(base, tracks, pad)
-    length = max(len(t.prompt) + len(t.continuation) for t in tracks)
+    rows = [(*t.prompt, *t.continuation)[: len(t.prompt) + len(t) - 1] for t in tracks]
+    length = max(len(row) for row in rows)
     ids = torch.full((len(tracks), length), pad, dtype=torch.long)
     mask = torch.zeros_like(ids)
     keep = torch.zeros_like(ids, dtype=torch.bool)
-    labels = torch.full_like(ids, IGNORE)
-    for row, track in enumerate(tracks):
-        start, stop = len(track.prompt), len(track.prompt) + len(track.continuation)
-        ids[row, :stop] = torch.tensor((*track.prompt, *track.continuation))
-        mask[row, :stop] = 1
-        keep[row, start - 1 : stop] = True
-        labels[row, start:stop] = ids[row, start:stop]
-    moved = [tensor.to(base.device) for tensor in (ids, mask, labels, keep)]
-    return Encoded(moved[0], moved[1], moved[2], base.kind), moved[3]
+    for number, (row, track) in enumerate(zip(rows, tracks, strict=True)):
+        ids[number, : len(row)] = torch.tensor(row)
+        mask[number, : len(row)] = 1
+        keep[number, len(track.prompt) - 1 : len(row)] = True
+    moved = [tensor.to(base.device) for tensor in (ids, mask, keep)]
+    return Encoded(moved[0], moved[1], None, base.kind), moved[2]
 
 
 def _encode_seq2seq(base: Base, tracks: Sequence[Track], pad: int) -> tuple[Encoded, Tensor]:
     rows = len(tracks)
     source = torch.full((rows, max(len(t.prompt) for t in tracks)), pad, dtype=torch.long)
     mask = torch.zeros_like(source)
-    width = max(len(t.continuation) for t in tracks) + 1
-    labels = torch.full((rows, width), IGNORE, dtype=torch.long)
+    labels = torch.full((rows, max(len(t) for t in tracks)), IGNORE, dtype=torch.long)
     for row, track in enumerate(tracks):
         source[row, : len(track.prompt)] = torch.tensor(track.prompt)
         mask[row, : len(track.prompt)] = 1
         # The last label is only a place: decoders predict it from the tokens before, never from it.
-        labels[row, : len(track.continuation) + 1] = torch.tensor((*track.continuation, pad))
+        labels[row, : len(track)] = torch.tensor((*track.continuation, pad)[: len(track)])
     moved = [tensor.to(base.device) for tensor in (source, mask, labels)]
     return Encoded(moved[0], moved[1], moved[2], base.kind), moved[2] != IGNORE
+
+
+@contextmanager
+def sparing(base: Base, keep: Tensor) -> Iterator[None]:
+    """For the length of the block, the last MLP runs on the kept positions only.
+
+    Nothing reads its output elsewhere, and in a suffix of few blocks it is a good part of the work.
+    Families whose last block has no `mlp` run as ever.
+    """
+    mlp = getattr(base.blocks[-1], "mlp", None)
+    if mlp is None or base.kind != "causal":
+        yield
+        return
+
+    def select(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0][keep], *args[1:])
+
+    def spread(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
+        whole = output.new_zeros(*keep.shape, output.shape[-1])
+        whole[keep] = output
+        return whole
+
+    handles = [mlp.register_forward_pre_hook(select), mlp.register_forward_hook(spread)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def kept_logits(base: Base, tracks: Sequence[Track], prefix: PrefixCache | None) -> Tensor:
+    """Logits (sum of the tracks' lengths, vocabulary) fp32 at every predicting position."""
+    encoded, keep = encode_tracks(base, tracks)
+    # Filled before the last MLP is restrained: the cache may run the model itself.
+    if prefix is not None:
+        prefix.hidden(encoded)
+    with sparing(base, keep):
+        return forward(base, encoded, prefix=prefix, keep=keep).float()
 
 
 @torch.no_grad()
 def trace(base: Base, tracks: Sequence[Track], prefix: PrefixCache | None) -> list[Trace]:
     """Run one batch of tracks through whatever weights are in place now."""
-    encoded, keep = encode_tracks(base, tracks)
-    logits = forward(base, encoded, prefix=prefix, keep=keep).float()
-    finite = torch.isfinite(logits).all(dim=-1).cpu()
-    best = logits.argmax(dim=-1).cpu()
-    counts = [len(t.continuation) + 1 for t in tracks]
+    logits = kept_logits(base, tracks, prefix)
     # The place after the continuation has no token to score; any id will do there.
-    wanted = [(*t.continuation, 0) for t in tracks]
+    wanted = [(*t.continuation, 0)[: len(t)] for t in tracks]
     target = torch.tensor([token for row in wanted for token in row], device=logits.device)
-    nll = F.cross_entropy(logits, target, reduction="none").double().cpu()
+    best = logits.argmax(dim=-1).cpu()
+    # One pass over the vocabulary gives the loss and, since NaN and Inf go through it, finiteness.
+    total = logits.logsumexp(dim=-1)
+    nll = (total - logits.gather(-1, target[:, None])[:, 0]).double().cpu()
+    finite = torch.isfinite(total).cpu()
     traces, start = [], 0
-    for count in counts:
-        stop = start + count
+    for track in tracks:
+        stop = start + len(track)
+        scored = start + len(track.continuation)
         traces.append(
             Trace(
                 tuple(best[start:stop].tolist()),
-                tuple(nll[start : stop - 1].tolist()),
+                tuple(nll[start:scored].tolist()),
                 bool(finite[start:stop].all()),
             )
         )
@@ -171,19 +217,37 @@ def trace(base: Base, tracks: Sequence[Track], prefix: PrefixCache | None) -> li
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """How far an answer may go: most tokens of it, and whether a line break ends it."""
+    """How far an answer goes.
+
+    Attributes:
+        limit: Most tokens of it.
+        lines: A line break ends it.
+        target: Once the answer holds these tokens and one more (which shows where the last word
+            ends), its verdict cannot change and it goes no further.
+    """
 
     limit: int
     lines: bool
+    target: tuple[int, ...] = ()
+
+    def length(self, tokens: Sequence[int], stops: Stops) -> int | None:
+        """Tokens of the complete answer that `tokens` begins with; None while it goes on."""
+        ends = [self.limit] if len(tokens) >= self.limit else []
+        place = stops.place(tokens, lines=self.lines)
+        if place is not None:
+            ends.append(place + 1)
+        told = len(self.target) + 1
+        if self.target and len(tokens) >= told and tuple(tokens[: told - 1]) == self.target:
+            ends.append(told)
+        return min(ends, default=None)
 
     def reached(self, tokens: Sequence[int], stops: Stops) -> bool:
         """Whether an answer is complete."""
-        return len(tokens) >= self.limit or stops.place(tokens, lines=self.lines) is not None
+        return self.length(tokens, stops) is not None
 
     def cut(self, tokens: tuple[int, ...], stops: Stops) -> tuple[int, ...]:
-        """The answer without what lies past its stop (the stopping token stays) or limit."""
-        place = stops.place(tokens[: self.limit], lines=self.lines)
-        return tokens[: self.limit] if place is None else tokens[: place + 1]
+        """The answer without what lies past its end (a stopping token stays)."""
+        return tokens[: self.length(tokens, stops)]
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from mend_core.models.base import Base
 from mend_core.models.encode import IGNORE, Encoded, encode_pairs, encode_prompts
 from mend_core.models.overlay import Overlay
 from mend_core.models.prefix import PrefixCache, forward
-from mend_core.probes.decode import Goal, Stops, Trace, Track, encode_tracks, go_on, trace
+from mend_core.probes.decode import Goal, Stops, Trace, Track, go_on, kept_logits, trace
 from mend_core.probes.results import ProbeResult
 from mend_core.probes.suites import (
     GOLDEN_KINDS,
@@ -103,7 +103,7 @@ class Scorer:
     def reference(self) -> list[ProbeResult]:
         """The base's own results, in suite order; computed once."""
         if self._reference is None:
-            self._reference = self._complete(None, {}, self._known)
+            self._reference = self._complete(None, {}, self._known, complete=True)
         return [self._reference[item.id] for item in self.suite.items]
 
     def score(
@@ -112,6 +112,7 @@ class Scorer:
         *,
         drafts: Sequence[ProbeResult] | None = None,
         known: Sequence[ProbeResult] | None = None,
+        complete: bool = True,
     ) -> list[ProbeResult]:
         """Score one version.
 
@@ -122,6 +123,8 @@ class Scorer:
                 the greedy answers, which changes the time taken and not the answers.
             known: Results of this very version that are already known (of the parent, when subsets
                 of one batch are judged one after the other); only items they lack are asked.
+            complete: False ends an answer where it first differs from what is expected: the same
+                verdicts and scores, shorter answers, less decoding. For searching, not for showing.
 
         Returns:
             One result per item, in suite order. NaN and Inf show as `finite=False`, never as an
@@ -133,7 +136,7 @@ class Scorer:
         guesses: dict[str, list[tuple[int, ...]]] = {}
         for result in (*(drafts or ()), *reference):
             guesses.setdefault(result.item_id, []).append(result.answer_tokens)
-        found = self._complete(weights, guesses, known or ())
+        found = self._complete(weights, guesses, known or (), complete=complete)
         return [found[item.id] for item in self.suite.items]
 
     def _complete(
@@ -141,6 +144,8 @@ class Scorer:
         weights: Mapping[str, Tensor] | None,
         guesses: Mapping[str, list[tuple[int, ...]]],
         known: Sequence[ProbeResult],
+        *,
+        complete: bool,
     ) -> dict[str, ProbeResult]:
         """Results of every item by id: the known ones that fit, and the rest asked."""
         results = {r.item_id: r for r in known}
@@ -155,13 +160,16 @@ class Scorer:
             if item.id in results and _same_question(item, results[item.id])
         }
         open_items = [a for a in self._asked if a.item.id not in found]
-        return found | {r.item_id: r for r in self._run(open_items, weights, guesses)}
+        asked = self._run(open_items, weights, guesses, complete=complete)
+        return found | {r.item_id: r for r in asked}
 
     def _run(
         self,
         asked_items: Sequence[_Asked],
         weights: Mapping[str, Tensor] | None,
         guesses: Mapping[str, list[tuple[int, ...]]],
+        *,
+        complete: bool,
     ) -> list[ProbeResult]:
         prefix = self._prefix_for(weights)
         found: dict[str, ProbeResult] = {}
@@ -170,7 +178,9 @@ class Scorer:
         with self._in_place(weights):
             for batch in _batches(questions, self.batch_size):
                 run = self._classify if self.base.kind == "classifier" else self._ask
-                for result in run(batch, guesses, prefix, base_run=weights is None):
+                for result in run(
+                    batch, guesses, prefix, base_run=weights is None, complete=complete
+                ):
                     found[result.item_id] = result
                 self._tell(len(found))
         for asked in texts:
@@ -213,33 +223,29 @@ class Scorer:
         prefix: PrefixCache | None,
         *,
         base_run: bool,
+        complete: bool,
     ) -> list[ProbeResult]:
-        tracks: list[Track] = []
-        owners: list[int] = []
-        for row, asked in enumerate(batch):
-            unchanged = asked.item.kind in UNCHANGED_KINDS and not base_run
-            expected = self._expected(asked) if unchanged else asked.target
-            guessed = guesses.get(asked.item.id, [])
-            # What is expected comes first: its trace is the teacher-forced score.
-            wanted = dict.fromkeys([expected, *guessed] if expected or not guessed else guessed)
-            tracks += [Track(asked.prompt, guess) for guess in wanted]
-            owners += [row] * len(wanted)
-        traces = []
-        for start in range(0, len(tracks), self.batch_size):
-            traces += trace(self.base, tracks[start : start + self.batch_size], prefix)
-        first: dict[int, Trace] = {}
-        finite = [True] * len(batch)
-        proven: dict[int, tuple[int, ...]] = {}
-        for row, track, seen in zip(owners, tracks, traces, strict=True):
-            first.setdefault(row, seen)
-            finite[row] = finite[row] and seen.finite
-            so_far = batch[row].goal.cut(seen.accepted(track.continuation), self._stops)
-            if len(so_far) > len(proven.get(row, ())):
-                proven[row] = so_far
+        expected = [
+            self._expected(a) if a.item.kind in UNCHANGED_KINDS and not base_run else a.target
+            for a in batch
+        ]
+        # The trace of what is expected is the teacher-forced score, and the first guess.
+        tracks = [
+            Track(a.prompt, tokens, after=not a.goal.reached(tokens, self._stops))
+            for a, tokens in zip(batch, expected, strict=True)
+        ]
+        first = trace(self.base, tracks, prefix)
+        finite = [seen.finite for seen in first]
+        proven = [
+            a.goal.cut(seen.accepted(tokens), self._stops)
+            for a, seen, tokens in zip(batch, first, expected, strict=True)
+        ]
+        self._try_guesses(batch, guesses, prefix, proven, finite)
         open_rows = [
             row
             for row, asked in enumerate(batch)
             if not asked.goal.reached(proven[row], self._stops)
+            and (complete or base_run or not self._told(asked, proven[row]))
         ]
         if open_rows:
             rest = go_on(
@@ -255,6 +261,48 @@ class Scorer:
             self._judge(asked, first[row], proven[row], finite[row], base_run=base_run)
             for row, asked in enumerate(batch)
         ]
+
+    def _try_guesses(
+        self,
+        batch: Sequence[_Asked],
+        guesses: Mapping[str, list[tuple[int, ...]]],
+        prefix: PrefixCache | None,
+        proven: list[tuple[int, ...]],
+        finite: list[bool],
+    ) -> None:
+        """Lengthen the proven answers by guesses that agree with them so far."""
+        tracks, owners = [], []
+        for row, asked in enumerate(batch):
+            so_far = proven[row]
+            if asked.goal.reached(so_far, self._stops):
+                continue
+            for guess in dict.fromkeys(guesses.get(asked.item.id, [])):
+                if len(guess) > len(so_far) and guess[: len(so_far)] == so_far:
+                    after = not asked.goal.reached(guess, self._stops)
+                    tracks.append(Track(asked.prompt, guess, after=after))
+                    owners.append(row)
+        for start in range(0, len(tracks), self.batch_size):
+            part = tracks[start : start + self.batch_size]
+            seen = trace(self.base, part, prefix)
+            rows = owners[start : start + self.batch_size]
+            for row, track, found in zip(rows, part, seen, strict=True):
+                longer = batch[row].goal.cut(found.accepted(track.continuation), self._stops)
+                finite[row] = finite[row] and found.finite
+                if len(longer) > len(proven[row]):
+                    proven[row] = longer
+
+    def _told(self, asked: _Asked, tokens: tuple[int, ...]) -> bool:
+        """Whether an unfinished answer already differs from what is expected."""
+        item = asked.item
+        if item.kind in UNCHANGED_KINDS:
+            wanted = squeeze(self._own_answer(item))
+        elif item.kind in TARGET_KINDS:
+            wanted = squeeze(item.expect[0])
+        else:
+            return False
+        answer = self.base.tokenizer.decode(tokens, skip_special_tokens=True)
+        text = squeeze(answer.rstrip("\ufffd"))  # half a character says nothing yet
+        return not (wanted.startswith(text) or text.startswith(wanted))
 
     def _expected(self, asked: _Asked) -> tuple[int, ...]:
         """The base's own answer without the token that stopped it (unless that is all of it)."""
@@ -315,9 +363,10 @@ class Scorer:
         prefix: PrefixCache | None,
         *,
         base_run: bool,
+        complete: bool,
     ) -> list[ProbeResult]:
         """A classifier's answer is its label; both ways of asking are one."""
-        del guesses
+        del guesses, complete
         encoded = encode_prompts(self.base, [a.item.prompt for a in batch])
         logits = forward(self.base, encoded, prefix=prefix).float().cpu()
         losses = -torch.log_softmax(logits.double(), dim=-1)
@@ -369,22 +418,13 @@ class Scorer:
             ]
             if not tracks:
                 continue
-            encoded, keep = encode_tracks(self.base, tracks)
-            # The place after each window has no next token to score.
-            inside = torch.tensor(
-                [
-                    place < len(t.continuation)
-                    for t in tracks
-                    for place in range(len(t.continuation) + 1)
-                ]
-            )
             target = torch.tensor([token for t in tracks for token in t.continuation])
-            own = self._log_probabilities(encoded, keep, inside, prefix)
+            own = self._log_probabilities(tracks, prefix)
             if weights is None:
                 now = own
             else:
                 with self._in_place(weights):
-                    now = self._log_probabilities(encoded, keep, inside, prefix)
+                    now = self._log_probabilities(tracks, prefix)
                 drift += float((own.exp() * (own - now)).sum(-1).double().sum())
             loss = -now.gather(-1, target.to(now.device)[:, None]).double()
             finite = finite and bool(torch.isfinite(now).all())
@@ -396,12 +436,9 @@ class Scorer:
         kl = max(0.0, drift / tokens) if tokens else None  # rounding may leave -1e-9
         return replace(result, passed=True, tokens=tokens, nll=nll if tokens else None, kl=kl)
 
-    def _log_probabilities(
-        self, encoded: Encoded, keep: Tensor, inside: Tensor, prefix: PrefixCache | None
-    ) -> Tensor:
-        """Log-probabilities (tokens, vocabulary) fp32 of the places inside the windows."""
-        logits = forward(self.base, encoded, prefix=prefix, keep=keep)
-        return torch.log_softmax(logits[inside.to(logits.device)].float(), dim=-1)
+    def _log_probabilities(self, tracks: Sequence[Track], prefix: PrefixCache | None) -> Tensor:
+        """Log-probabilities (tokens, vocabulary) fp32 of the windows' continuations."""
+        return torch.log_softmax(kept_logits(self.base, tracks, prefix), dim=-1)
 
 
 def score(
@@ -448,7 +485,7 @@ def _blank(item: ProbeItem, answer: str, tokens: tuple[int, ...], finite: bool) 
 def _window(base: Base, tokens: tuple[int, ...]) -> Track:
     """A window of text as a track: its first token (seq2seq: first half) is given."""
     given = len(tokens) // 2 if base.kind == "seq2seq" else 1
-    return Track(tokens[:given], tokens[given:])
+    return Track(tokens[:given], tokens[given:], after=False)
 
 
 def _batches(asked: Sequence[_Asked], size: int) -> Iterator[list[_Asked]]:
@@ -496,9 +533,8 @@ def _encode(base: Base, suite: ProbeSuite, stops: Stops) -> list[_Asked]:
         limit = max(item.max_new_tokens, len(target) + TARGET_SLACK if target else 1)
         room = base.max_length - (len(prompts[item.id]) if base.kind == "causal" else 0)
         short = item.kind in TARGET_KINDS | UNCHANGED_KINDS
-        goal = Goal(
-            max(1, min(limit, room)), lines=short and not any("\n" in t for t in item.expect)
-        )
+        lines = short and not any("\n" in text for text in item.expect)
+        goal = Goal(max(1, min(limit, room)), lines=lines, target=target)
         asked.append(_Asked(item, prompts[item.id], target, goal))
     return asked
 

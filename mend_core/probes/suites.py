@@ -30,7 +30,7 @@ RETAINED_SLICE = "retained"
 NEIGHBOUR_SLICE = "neighbour"
 """Slice of the locality prompts that came with an edit: close to the fact, so hardest to keep."""
 
-ANSWER_TOKENS_DEFAULT = 8
+ANSWER_TOKENS_DEFAULT = 6
 """Longest free-running answer to a prompt with a known answer, in tokens (never less than the
 answer expected and two more)."""
 
