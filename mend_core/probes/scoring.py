@@ -15,17 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from mend_core.errors import EditError, SuiteInvalid
 from mend_core.models.base import Base
-from mend_core.models.encode import IGNORE, Encoded, encode_pairs, encode_prompts
+from mend_core.models.encode import encode_prompts
 from mend_core.models.overlay import Overlay
 from mend_core.models.prefix import PrefixCache, forward
-from mend_core.probes.decode import Goal, Stops, Trace, Track, go_on, kept_logits, trace
+from mend_core.probes.asking import Asked, batches, encode_suite, window
+from mend_core.probes.decode import Stops, Trace, Track, go_on, kept_logits, trace
 from mend_core.probes.results import ProbeResult
 from mend_core.probes.suites import (
     GOLDEN_KINDS,
@@ -45,19 +45,6 @@ WINDOW = 128
 
 TEXT_BATCH = 4
 """Windows per forward pass: their logits over the whole vocabulary are kept twice for KL."""
-
-TARGET_SLACK = 2
-"""Tokens an answer is decoded past its target, to see where the word ends."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """An item with its token ids; `target` is empty where the item expects no text."""
-
-    item: ProbeItem
-    prompt: tuple[int, ...]
-    target: tuple[int, ...]
-    goal: Goal
 
 
 class Scorer:
@@ -96,7 +83,7 @@ class Scorer:
         self._prefix = prefix
         self._overlay = Overlay(base)
         self._stops = Stops.of(base)
-        self._asked = _encode(base, suite, self._stops)
+        self._asked = encode_suite(base, suite, self._stops)
         self._known = tuple(reference or ())
         self._reference: dict[str, ProbeResult] | None = None
 
@@ -165,7 +152,7 @@ class Scorer:
 
     def _run(
         self,
-        asked_items: Sequence[_Asked],
+        asked_items: Sequence[Asked],
         weights: Mapping[str, Tensor] | None,
         guesses: Mapping[str, list[tuple[int, ...]]],
         *,
@@ -176,7 +163,7 @@ class Scorer:
         questions = [a for a in asked_items if a.item.kind is not ProbeKind.PERPLEXITY]
         texts = [a for a in asked_items if a.item.kind is ProbeKind.PERPLEXITY]
         with self._in_place(weights):
-            for batch in _batches(questions, self.batch_size):
+            for batch in batches(questions, self.batch_size):
                 run = self._classify if self.base.kind == "classifier" else self._ask
                 for result in run(
                     batch, guesses, prefix, base_run=weights is None, complete=complete
@@ -218,7 +205,7 @@ class Scorer:
 
     def _ask(
         self,
-        batch: Sequence[_Asked],
+        batch: Sequence[Asked],
         guesses: Mapping[str, list[tuple[int, ...]]],
         prefix: PrefixCache | None,
         *,
@@ -264,7 +251,7 @@ class Scorer:
 
     def _try_guesses(
         self,
-        batch: Sequence[_Asked],
+        batch: Sequence[Asked],
         guesses: Mapping[str, list[tuple[int, ...]]],
         prefix: PrefixCache | None,
         proven: list[tuple[int, ...]],
@@ -291,7 +278,7 @@ class Scorer:
                 if len(longer) > len(proven[row]):
                     proven[row] = longer
 
-    def _told(self, asked: _Asked, tokens: tuple[int, ...]) -> bool:
+    def _told(self, asked: Asked, tokens: tuple[int, ...]) -> bool:
         """Whether an unfinished answer already differs from what is expected."""
         item = asked.item
         if item.kind in UNCHANGED_KINDS:
@@ -304,7 +291,7 @@ class Scorer:
         text = squeeze(answer.rstrip("\ufffd"))  # half a character says nothing yet
         return not (wanted.startswith(text) or text.startswith(wanted))
 
-    def _expected(self, asked: _Asked) -> tuple[int, ...]:
+    def _expected(self, asked: Asked) -> tuple[int, ...]:
         """The base's own answer without the token that stopped it (unless that is all of it)."""
         assert self._reference is not None
         tokens = self._reference[asked.item.id].answer_tokens
@@ -312,7 +299,7 @@ class Scorer:
         return tokens[:place] if place else tokens
 
     def _judge(
-        self, asked: _Asked, seen: Trace, tokens: tuple[int, ...], finite: bool, *, base_run: bool
+        self, asked: Asked, seen: Trace, tokens: tuple[int, ...], finite: bool, *, base_run: bool
     ) -> ProbeResult:
         item = asked.item
         answer = self.base.tokenizer.decode(tokens, skip_special_tokens=True)
@@ -358,7 +345,7 @@ class Scorer:
     @torch.no_grad()
     def _classify(
         self,
-        batch: Sequence[_Asked],
+        batch: Sequence[Asked],
         guesses: Mapping[str, list[tuple[int, ...]]],
         prefix: PrefixCache | None,
         *,
@@ -406,13 +393,13 @@ class Scorer:
 
     @torch.no_grad()
     def _read(
-        self, asked: _Asked, weights: Mapping[str, Tensor] | None, prefix: PrefixCache | None
+        self, asked: Asked, weights: Mapping[str, Tensor] | None, prefix: PrefixCache | None
     ) -> ProbeResult:
         """Perplexity and KL on one text; the base's logits are made beside the version's."""
         tokens, nll, drift, finite = 0, 0.0, 0.0, True
         for start in range(0, len(asked.prompt), WINDOW * TEXT_BATCH):
             tracks = [
-                _window(self.base, asked.prompt[at : at + WINDOW])
+                window(self.base, asked.prompt[at : at + WINDOW])
                 for at in range(start, min(start + WINDOW * TEXT_BATCH, len(asked.prompt)), WINDOW)
                 if len(asked.prompt[at : at + WINDOW]) > 1
             ]
@@ -480,90 +467,3 @@ def _blank(item: ProbeItem, answer: str, tokens: tuple[int, ...], finite: bool) 
         never_for_tuning=item.never_for_tuning,
         max_new_tokens=item.max_new_tokens,
     )
-
-
-def _window(base: Base, tokens: tuple[int, ...]) -> Track:
-    """A window of text as a track: its first token (seq2seq: first half) is given."""
-    given = len(tokens) // 2 if base.kind == "seq2seq" else 1
-    return Track(tokens[:given], tokens[given:], after=False)
-
-
-def _batches(asked: Sequence[_Asked], size: int) -> Iterator[list[_Asked]]:
-    """Batches of items of like length, the same ones every time."""
-    ordered = sorted(asked, key=lambda a: (len(a.prompt), a.item.id))
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
-
-
-def _encode(base: Base, suite: ProbeSuite, stops: Stops) -> list[_Asked]:
-    """Token ids of every item.
-
-    Raises:
-        SuiteInvalid: An item cannot be asked of this model.
-    """
-    prompts: dict[str, tuple[int, ...]] = {}
-    targets: dict[str, tuple[int, ...]] = {}
-    with_target = [item for item in suite.items if item.kind in TARGET_KINDS]
-    alone = [
-        item
-        for item in suite.items
-        if item.kind not in TARGET_KINDS and item.kind is not ProbeKind.PERPLEXITY
-    ]
-    try:
-        if with_target:
-            pairs = [(item.prompt, item.expect[0]) for item in with_target]
-            names = [item.id for item in with_target]
-            encoded = encode_pairs(base, pairs, ids=names)
-            for item, prompt, target in zip(with_target, *_split(encoded, stops), strict=True):
-                prompts[item.id], targets[item.id] = prompt, target
-        if alone:
-            names = [item.id for item in alone]
-            encoded = encode_prompts(base, [item.prompt for item in alone], ids=names)
-            for item, prompt in zip(alone, _split(encoded, stops)[0], strict=True):
-                prompts[item.id] = prompt
-    except EditError as error:
-        raise SuiteInvalid(f"probe item cannot be asked of {base.source}: {error}") from error
-    asked = []
-    for item in suite.items:
-        if item.kind is ProbeKind.PERPLEXITY:
-            text = () if base.kind == "classifier" else _text_tokens(base, item.prompt)
-            asked.append(_Asked(item, text, (), Goal(0, lines=False)))
-            continue
-        target = targets.get(item.id, ())
-        limit = max(item.max_new_tokens, len(target) + TARGET_SLACK if target else 1)
-        room = base.max_length - (len(prompts[item.id]) if base.kind == "causal" else 0)
-        short = item.kind in TARGET_KINDS | UNCHANGED_KINDS
-        lines = short and not any("\n" in text for text in item.expect)
-        goal = Goal(max(1, min(limit, room)), lines=lines, target=target)
-        asked.append(_Asked(item, prompts[item.id], target, goal))
-    return asked
-
-
-def _text_tokens(base: Base, text: str) -> tuple[int, ...]:
-    # verbose=False: a text longer than the context is meant to be; it is read in windows.
-    plain = base.kind == "seq2seq"
-    ids = base.tokenizer(text, add_special_tokens=not plain, verbose=False)["input_ids"]
-    return tuple(ids)
-
-
-def _split(encoded: Encoded, stops: Stops) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-    """Prompt ids and target ids of each row of a batch; a target's end token is no part of it.
-
-    An end token that a seq2seq tokenizer adds is easy to predict; counting it would flatter.
-    """
-    prompts, targets = [], []
-    for row in range(len(encoded)):
-        ids = encoded.input_ids[row][encoded.attention_mask[row].bool()].tolist()
-        target: list[int] = []
-        if encoded.labels is not None and encoded.kind == "classifier":
-            target = [int(encoded.labels[row])]
-        elif encoded.labels is not None:
-            labels = encoded.labels[row]
-            target = labels[labels != IGNORE].tolist()
-        if encoded.kind == "causal" and target:
-            ids = ids[: -len(target)]
-        while encoded.kind == "seq2seq" and len(target) > 1 and target[-1] in stops.ends:
-            target.pop()
-        prompts.append(tuple(ids))
-        targets.append(tuple(target))
-    return prompts, targets
