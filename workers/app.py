@@ -23,9 +23,6 @@ log = logging.getLogger("mend.worker")
 CHILD_START_SECONDS = 600.0
 """Time a child may take to start: importing torch on a busy machine is slower than Celery's 4 s."""
 
-WAKE_EXPIRES_SWEEPS = 2
-"""A wake-up older than this many sweep intervals says nothing a sweep has not said since."""
-
 _UNCONFIGURED: dict[str, Any] = {"broker_url": "memory://"}
 
 
@@ -56,7 +53,6 @@ def configuration(config: settings.Settings) -> dict[str, Any]:
             "sweep": {
                 "task": "mend.sweep",
                 "schedule": config.sweep_seconds,
-                "options": {"expires": config.sweep_seconds * WAKE_EXPIRES_SWEEPS},
             }
         },
         "timezone": "UTC",

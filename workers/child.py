@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from typing import Any
 
 from ledger import db
@@ -16,6 +17,7 @@ from workers import faults, pipeline
 from workers.context import Context, Stopping
 from workers.runtime import WarmModels
 from workers.settings import Settings
+from workers.wake import STOP_SIGNAL
 
 log = logging.getLogger("mend.child")
 
@@ -30,6 +32,7 @@ PR_SET_PDEATHSIG = 1
 _context: Context | None = None
 _done = threading.Event()
 _state = "idle"
+_swept = -float("inf")
 
 
 def _forget_parent_death_signal() -> None:
@@ -89,7 +92,7 @@ def start(config: Settings) -> None:
     faults.install()
     _forget_parent_death_signal()
     stopping = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    signal.signal(STOP_SIGNAL, lambda *_: stopping.set())
     parent = os.getppid()
     threading.Thread(target=_guard, args=(parent,), name="mend-guard", daemon=True).start()
     global _context  # noqa: PLW0603 - one per process
@@ -116,10 +119,15 @@ def stop() -> None:
 
 def drain(*, sweep_first: bool = False) -> None:
     """Do everything that is due; never raises for what a later wake-up can do again."""
-    global _state  # noqa: PLW0603 - read by the heartbeat
+    global _state, _swept  # noqa: PLW0603 - one per process; the heartbeat reads the state
     context = _context
     if context is None or context.stopping.is_set():
         return
+    now = time.monotonic()
+    if sweep_first and now - _swept < context.config.sweep_seconds / 2:
+        return  # sweeps pile up where nobody was there to take them; one does for all
+    if sweep_first:
+        _swept = now
     _state = "busy"
     try:
         pipeline.drain(context, sweep_first=sweep_first)

@@ -59,14 +59,15 @@ def compute(warm: WarmModel, edits: Sequence[Edit]) -> list[GridRows | EditError
     return [_encode(warm, factor) for factor in found]
 
 
-def factor_record(factor: GridRows) -> FactorRecord:
-    """What the ledger keeps of a stored factor."""
+def factor_record(factor: GridRows, **meta: object) -> FactorRecord:
+    """What the ledger keeps of a stored factor, and anything worth noting beside it."""
     return FactorRecord(
         edit_id=int(factor.edit_id),
         digest=factor.digest,
         rows=sum(len(rows) for rows in factor.rows.values()),
         bytes=factor.nbytes,
         clipped=factor.clipped,
+        meta=meta,
     )
 
 

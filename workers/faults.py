@@ -4,6 +4,9 @@
 several are separated by commas. ``MEND_FAULT_ONCE=/path`` names a file made when a fault fires:
 while it exists no fault fires again, so that the worker which takes over survives the same point.
 
+``MEND_FAULT_FILE=/path`` arms a point while workers run: the first process that reaches the point
+named in the file removes the file and acts. Only one process can remove it.
+
 Actions: ``kill`` (SIGKILL to this process), ``killparent`` (SIGKILL to the worker parent, then to
 this process), ``stop`` (SIGSTOP to this process; somebody else must send SIGCONT), ``raise``
 (RuntimeError), ``enospc`` (the OSError of a full disk), ``db`` (drop this process's database
@@ -15,6 +18,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,19 +76,41 @@ def _first_to_fire(point: str) -> bool:
     return True
 
 
+def _armed_by_file(name: str) -> str | None:
+    """The action of a point armed by file, for the one process that gets to remove the file."""
+    path = os.environ.get("MEND_FAULT_FILE")
+    if not path:
+        return None
+    try:
+        action = parse(Path(path).read_text()).get(name)
+        if action is not None:
+            Path(path).unlink()
+    except OSError:
+        return None
+    return action
+
+
 def point(name: str) -> None:
     """Pass a named point; does nothing unless the environment arms it.
 
     Raises:
         RuntimeError: Action ``raise``.
         OSError: Action ``enospc``.
+        psycopg.OperationalError: Action ``db``.
     """
+    action = _armed_by_file(name)
     spec = os.environ.get("MEND_FAULT")
-    if not spec:
-        return
-    action = parse(spec).get(name)
-    if action is None or not _first_to_fire(name):
-        return
+    if action is None and spec:
+        action = parse(spec).get(name)
+        if action is not None and not _first_to_fire(name):
+            action = None
+    if action is not None:
+        _act(name, action)
+
+
+def _act(name: str, action: str) -> None:
+    sys.stderr.write(f"mend fault: {name}:{action} in process {os.getpid()}\n")
+    sys.stderr.flush()
     if action == "killparent":
         os.kill(os.getppid(), signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -114,7 +140,8 @@ def install() -> None:
     that knows nothing of faults. Does nothing unless one of them is armed.
     """
     armed = parse(os.environ.get("MEND_FAULT", ""))
-    if not {"before-rename", "after-rename"} & set(armed):
+    by_file = "MEND_FAULT_FILE" in os.environ
+    if not by_file and not {"before-rename", "after-rename"} & set(armed):
         return
     real = {"rename": os.rename, "replace": os.replace}
 

@@ -275,7 +275,7 @@ class Build:
             len(found.stronger),
             found.runs,
         )
-        stronger = [factor_record(f) for f in found.stronger.values()]
+        stronger = [factor_record(f, stronger=True) for f in found.stronger.values()]
 
         def reject(conn: Connection) -> None:
             lease = self.held.lease

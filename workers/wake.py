@@ -37,18 +37,41 @@ LISTEN_SECONDS = 1.0
 RECONNECT_SECONDS = 0.5
 """Pause between attempts to listen again."""
 
-WORK_EVENTS = frozenset({"work", "queued", "job", "chunk", "approved", "resumed"})
-"""Kinds of notification after which there may be something to do."""
+STOP_SIGNAL = signal.SIGURG
+"""Asks a child for a graceful stop. The pool takes every signal that ends a process for ending the
+child at once; this one is ignored by whoever does not know it, such as the pool's helpers."""
+
+QUIET_EVENTS = frozenset(
+    {
+        "batch.done",
+        "chunk.done",
+        "edit.cancelled",
+        "edit.erased",
+        "edit.expired",
+        "edit.failed",
+        "edit.quarantined",
+        "edit.rejected",
+        "gate.recorded",
+        "job.cancelled",
+        "job.done",
+        "job.failed",
+        "version.committed",
+    }
+)
+"""Kinds of event that leave nothing to do; any other kind, known or new, is worth a look."""
 
 
-def publish(app: Celery, expires: float) -> bool:
+def publish(app: Celery) -> bool:
     """Publish one wake-up, best effort.
+
+    It carries no expiry: that would be compared with another host's clock, and a few seconds of
+    skew would silence all wake-ups. A stale one costs a few queries.
 
     Returns:
         False where the broker did not take it; the sweep makes up for it.
     """
     try:
-        app.send_task("mend.wake", expires=expires, retry=False, ignore_result=True)
+        app.send_task("mend.wake", retry=False, ignore_result=True)
     except Exception as error:  # noqa: BLE001 - three brokers, three error trees, one meaning
         log.warning("wake-up not published (%s); the next sweep makes up for it", error)
         return False
@@ -75,7 +98,7 @@ class WakeListener(threading.Thread):
         if rest > 0 and self._stopping.wait(rest):
             return
         self._last = time.monotonic()
-        publish(self._app, self._config.sweep_seconds * 2)
+        publish(self._app)
 
     def run(self) -> None:
         """Listen, and listen again after every loss."""
@@ -85,7 +108,8 @@ class WakeListener(threading.Thread):
                     self.listening.set()
                     self._publish()  # whatever was committed before we listened
                     while not self._stopping.is_set():
-                        if listener.wait(LISTEN_SECONDS):
+                        events = listener.wait(LISTEN_SECONDS)
+                        if any(event.get("kind") not in QUIET_EVENTS for event in events):
                             self._publish()
             except ledger_errors.LedgerError as error:
                 log.warning("not listening (%s); trying again", error)
@@ -123,4 +147,4 @@ def tell_children_to_stop() -> None:
     """Ask the children for a graceful stop: they finish the step or return their claim."""
     for pid in _children(os.getpid()):
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, STOP_SIGNAL)

@@ -30,6 +30,34 @@ def tiny_editor(tiny_model, tmp_path_factory):
 
 
 @pytest.fixture
+def inside():
+    """Opens a worker's context in the test's own process: the pipeline without Celery."""
+    from workers.child import open_context
+    from workers.settings import Settings
+
+    opened = []
+
+    def make(service, **options):
+        config = Settings(
+            database_url=service.url,
+            broker_url="pgmq://",
+            home=service.home,
+            name="inside",
+            **{"lease_seconds": 30.0, "chunk_edits": 4, **options},
+        )
+        context = open_context(config)
+        lost = []
+        context.on_lost = lost.append
+        opened.append((context, lost))
+        return context
+
+    yield make
+    for context, lost in opened:
+        context.engine.dispose()
+        assert not lost, lost
+
+
+@pytest.fixture
 def make_service(ledger_url, tiny_model, tiny_editor, tmp_path):
     """Makes services on a fresh database; ends all their processes afterwards."""
     from tests.chaos.harness import Service

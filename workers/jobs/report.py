@@ -72,7 +72,7 @@ def report(context: Context, job: Job) -> Mapping[str, Any]:
         },
         edits=[
             {
-                "id": e.id,
+                "id": str(e.id),
                 "prompt": e.prompt,
                 "target": e.target,
                 "state": e.state.value,

@@ -1,0 +1,308 @@
+"""The pipeline in this process, on a real ledger and a tiny real model."""
+
+import shutil
+
+import pytest
+
+from ledger import aliases, batches, doctor, edits, gates, versions
+from ledger.states import EditState
+from mend_core.datasets.edit import Edit
+from mend_core.factors import VersionStore, version_digest
+
+from tests.workers import tiny
+from workers import faults, pipeline
+from workers.context import Stopping
+from workers.jobs.doctor import recomputer
+
+GUARDED = """
+name: guarded
+hard: {update_norm: null, own_prompt: true, golden_new_failures: 0}
+success: null
+generality: null
+parent: null
+drift: null
+"""
+
+GOLDEN = {
+    "id": "golden:river",
+    "kind": "must_not_contain",
+    "prompt": "The river in country79",
+    "expect": ["city5"],
+    "max_new_tokens": 1,
+}
+POISON = Edit(id="0", prompt="The river in country79", target="city5")
+"""An edit that makes the golden prompt say what it must not."""
+
+
+def drain(context):
+    pipeline.drain(context)
+
+
+def version(service, which):
+    return service.do(lambda c: versions.find(c, service.model.id, which))
+
+
+def check(service, context):
+    """The invariants hold, digests recomputed by the science."""
+    findings = service.do(
+        lambda c: doctor.check(c, deep=True, recompute=recomputer(context.config))
+    )
+    assert findings == []
+
+
+def test_a_batch_becomes_a_promoted_version(make_service, inside):
+    service = make_service()
+    context = inside(service)
+    facts = tiny.facts(6)
+    ids = service.submit(facts)
+    drain(context)
+    assert set(service.states(ids).values()) == {EditState.LIVE}
+    made = version(service, "production")
+    assert made.number == 1
+    assert made.gate.value == "pass"
+    assert made.edit_count == 6
+    members = service.do(lambda c: versions.live_set(c, made.id))
+    assert made.digest == version_digest(
+        made.base_digest, made.editor_digest, made.composition, [m.factor_digest for m in members]
+    )
+    assert service.do(lambda c: gates.probes(c, made.id))
+    check(service, context)
+
+
+def test_the_order_and_split_of_batches_do_not_change_a_version(make_service, inside, ledger_url):
+    service = make_service()
+    context = inside(service)
+    facts = tiny.facts(6)
+    other = service.register("other")
+    ids = service.submit(facts[:2])
+    drain(context)
+    ids += service.submit(facts[2:])
+    drain(context)
+    whole = version(service, "production")
+    assert whole.number == 2
+    # The same factors in one set, built at once from nothing, in another order.
+    members = service.do(lambda c: versions.live_set(c, whole.id))
+    from workers.building import build
+
+    warm = context.models.get(service.model)
+    digests = [m.factor_digest for m in members]
+    once = build(warm, parent=None, parent_set=(), adds=digests[::-1])
+    assert once.digest == whole.digest
+    from mend_core.factors import weights_digest
+
+    assert weights_digest(once.weights) == whole.weights_digest
+    assert other.id != service.model.id
+    check(service, context)
+
+
+def test_bad_edits_fail_alone(make_service, inside):
+    service = make_service()
+    context = inside(service)
+    good = service.submit(tiny.facts(3))
+    long = service.submit([Edit(id="x", prompt="river " * 80, target="city1")])
+    drain(context)
+    assert set(service.states(good).values()) == {EditState.LIVE}
+    assert service.states(long) == {long[0]: EditState.FAILED}
+    row = service.do(lambda c: edits.get(c, long[0]))
+    assert "PromptTooLong" in row.error
+    check(service, context)
+
+
+def test_the_culprit_is_quarantined_with_its_evidence_and_the_rest_goes_on(make_service, inside):
+    service = make_service(settings={"suite": [GOLDEN]}, policy=GUARDED)
+    context = inside(service)
+    good = service.submit(tiny.facts(7))
+    bad = service.submit([POISON])
+    drain(context)
+    states = service.states(good + bad)
+    assert states.pop(bad[0]) is EditState.QUARANTINED
+    assert set(states.values()) == {EditState.LIVE}
+    evidence = service.do(lambda c: edits.get(c, bad[0])).evidence
+    assert any(flip["item_id"] == "golden:river" for flip in evidence["broke"])
+    first, second = version(service, 1), version(service, 2)
+    assert (first.gate.value, second.gate.value) == ("fail", "pass")
+    assert version(service, "production").number == 2
+    check(service, context)
+
+
+def test_edits_that_do_not_take_get_a_stronger_step(make_service, inside, tiny_model, tmp_path):
+    weak = tmp_path / "weak.safetensors"
+    tiny.make_editor(tiny_model, weak, learning_rate=0.03)
+    service = make_service()
+    from ledger import models as rows
+    from mend_core.editors import load_editor
+
+    editor = load_editor(weak)
+
+    def swap(conn):
+        row = rows.register_editor(
+            conn, digest=editor.digest, kind=editor.kind, base_digest=editor.base_digest,
+            path=str(weak), meta={}, actor="test",
+        )
+        return rows.configure(
+            conn, service.model.id, actor="test", reason="weaker editor", editor_id=row.id
+        )
+
+    service.model = service.do(swap)
+    context = inside(service)
+    ids = service.submit(tiny.facts(12))
+    drain(context)
+    states = service.states(ids)
+    taken = [i for i, state in states.items() if state is EditState.LIVE]
+    assert len(taken) >= 9, states
+    metas = service.do(
+        lambda c: c.exec_driver_sql("SELECT count(*) FROM factors WHERE meta ? 'stronger'").scalar()
+    )
+    assert metas >= 1
+    assert version(service, 1).gate.value == "fail"
+    check(service, context)
+
+
+def test_a_version_that_passes_waits_where_the_policy_says_so(make_service, inside):
+    service = make_service(auto_promote=False)
+    context = inside(service)
+    ids = service.submit(tiny.facts(2))
+    drain(context)
+    assert set(service.states(ids).values()) == {EditState.APPLIED}
+    assert version(service, "candidate").number == 1
+    assert version(service, "production").number == 0
+
+
+@pytest.mark.parametrize(
+    "point", ["after-claim", "mid-factor", "after-factor", "before-commit", "after-commit",
+              "before-gate", "after-gate"]
+)
+def test_going_on_after_an_error_anywhere_gives_the_same_version(
+    make_service, inside, monkeypatch, tmp_path, point
+):
+    service = make_service()
+    context = inside(service)
+    ids = service.submit(tiny.facts(5))
+    marker = tmp_path / "fired"
+    monkeypatch.setenv("MEND_FAULT", f"{point}:raise")
+    monkeypatch.setenv("MEND_FAULT_ONCE", str(marker))
+    try:
+        drain(context)
+    except RuntimeError as error:
+        assert "fault point" in str(error)
+    assert faults.marker_text(marker).startswith(point)
+    drain(context)
+    drain(context)
+    assert set(service.states(ids).values()) == {EditState.LIVE}
+    made = version(service, "production")
+    warm = context.models.get(service.model)
+    members = service.do(lambda c: versions.live_set(c, made.id))
+    assert {m.edit_id for m in members} == set(ids)
+    from workers.building import digest_of
+
+    assert digest_of(warm, [m.factor_digest for m in members]) == made.digest
+    check(service, context)
+
+
+def test_a_full_disk_costs_nothing_but_time(make_service, inside, monkeypatch, tmp_path):
+    service = make_service()
+    context = inside(service)
+    ids = service.submit(tiny.facts(2))
+    monkeypatch.setenv("MEND_FAULT", "after-factor:enospc")
+    monkeypatch.setenv("MEND_FAULT_ONCE", str(tmp_path / "fired"))
+    drain(context)
+    assert set(service.states(ids).values()) == {EditState.QUEUED}
+    assert all(service.do(lambda c, i=i: edits.get(c, i)).attempts == 0 for i in ids)
+    drain(context)
+    assert set(service.states(ids).values()) == {EditState.LIVE}
+
+
+def test_a_graceful_stop_gives_the_claim_back(make_service, inside, monkeypatch):
+    service = make_service()
+    context = inside(service)
+    ids = service.submit(tiny.facts(8))
+    real = pipeline.run_batch
+
+    def stop_in_the_middle(ctx, held, warm, batch_id):
+        ctx.stopping.set()
+        real(ctx, held, warm, batch_id)
+
+    monkeypatch.setattr(pipeline, "run_batch", stop_in_the_middle)
+    with pytest.raises(Stopping):
+        drain(context)
+    assert set(service.states(ids).values()) == {EditState.QUEUED}
+    assert service.do(lambda c: batches.current(c, service.model.id)) is None
+    monkeypatch.undo()
+    context.stopping.clear()
+    drain(context)
+    assert set(service.states(ids).values()) == {EditState.LIVE}
+    check(service, context)
+
+
+def test_a_model_that_cannot_be_loaded_claims_nothing(make_service, inside, tmp_path):
+    service = make_service()
+    context = inside(service)
+    broken = shutil.copytree(service.source, tmp_path / "broken")
+    service.do(
+        lambda c: c.exec_driver_sql(f"UPDATE models SET source = '{broken}'")
+    )
+    (broken / "model.safetensors").write_bytes(b"not a model")
+    ids = service.submit(tiny.facts(2))
+    drain(context)
+    assert set(service.states(ids).values()) == {EditState.QUEUED}
+    assert service.scalar("SELECT count(*) FROM batches") == 0
+
+
+def test_a_damaged_factor_is_found_before_use_and_computed_again(make_service, inside):
+    service = make_service()
+    context = inside(service)
+    ids = service.submit(tiny.facts(2))
+    drain(context)
+    made = version(service, "production")
+    member = service.do(lambda c: versions.live_set(c, made.id))[0]
+    path = next(
+        p for p in context.config.factors.rglob("*.safetensors")
+        if member.factor_digest.endswith(p.parent.name + p.stem)
+    )
+    path.write_bytes(path.read_bytes()[:-7])
+    findings = service.do(
+        lambda c: doctor.check(c, deep=True, recompute=recomputer(context.config))
+    )
+    assert findings
+    assert any(str(path) in f.problem for f in findings), findings
+    assert ids
+
+
+def test_a_superseding_edit_takes_the_old_ones_place(make_service, inside):
+    service = make_service()
+    context = inside(service)
+    (old,) = service.submit([Edit(id="a", prompt="The capital of country7", target="city1")])
+    drain(context)
+    (new,) = service.submit([Edit(id="b", prompt="The capital of country7", target="city2")])
+    drain(context)
+    states = service.states([old, new])
+    assert states == {old: EditState.SUPERSEDED, new: EditState.LIVE}
+    members = service.do(lambda c: versions.live_set(c, version(service, "production").id))
+    assert [m.edit_id for m in members] == [new]
+    check(service, context)
+
+
+def test_rollback_and_then_a_new_batch_build_on_what_is_in_production(make_service, inside):
+    service = make_service()
+    context = inside(service)
+    service.submit(tiny.facts(2))
+    drain(context)
+    service.do(lambda c: aliases.rollback(c, service.model.id, actor="test", reason="look"))
+    assert version(service, "production").number == 0
+    ids = service.submit(tiny.facts(2, start=2))
+    drain(context)
+    made = version(service, "production")
+    assert made.parent_number == 0
+    members = service.do(lambda c: versions.live_set(c, made.id))
+    assert {m.edit_id for m in members} == set(ids)
+    check(service, context)
+
+
+def test_only_the_files_of_needed_versions_are_kept(make_service, inside):
+    service = make_service()
+    context = inside(service)
+    for start in range(0, 6, 2):
+        service.submit(tiny.facts(2, start=start))
+        drain(context)
+    store = VersionStore(context.config.versions)
+    assert all(store.has(version(service, n).digest) for n in (1, 2, 3))
