@@ -132,7 +132,7 @@ def _bulk(engine: Engine, _url: str, sizes: Sizes) -> dict[str, Any]:
     ours: list[float] = []
     bare: list[float] = []
     for number in range(3):
-        model_id = _model(engine, f"bulk-{number}")
+        model_id = _model(engine, f"bulk-{number}-{uuid4()}")
         requests = _requests(sizes.bulk, f"bulk {number}")
         gc.collect()
         began = time.perf_counter()

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import Any
 
 from psycopg import errors as pg
 from sqlalchemy import Connection, text
@@ -21,7 +20,7 @@ from ledger import audit, ranges
 from ledger.db import raw
 from ledger.errors import NoSuchModel, RequestInvalid
 from ledger.records import Submitted, SubmittedMany
-from ledger.requests import Asked, EditRequest
+from ledger.requests import SALT_BYTES, EditRequest
 from ledger.states import EditState
 from ledger.transitions import lock_submissions
 
@@ -33,6 +32,7 @@ COLUMNS = (
 )
 _ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 _NULL = "\\N"
+_PIECE = 200  # rows per write: the server works while the next are made
 
 
 def submit_many(
@@ -178,23 +178,15 @@ class _Bulk:
         clean = [place for place in range(len(chunk)) if place not in single]
         new_ids = self._reserve(len(clean))
         states: dict[str, list[int]] = {}
-        digests: list[str] = []
-        lines: list[str] = []
-        for place, edit_id in zip(clean, new_ids, strict=True):
-            request = chunk[place]
-            salt, digest = request.sealed()
-            state = self._state(request)
-            states.setdefault(state, []).append(edit_id)
-            digests.append(digest)
-            lines.append(_line(self, edit_id, state, request, facts[place], salt, digest))
-        if not self._write(lines):
+        digests = self._digests.copy()
+        rows = self._rows(chunk, facts, zip(clean, new_ids, strict=True), states, digests)
+        if clean and not self._write(rows):
             return False
+        self._digests = digests
         for state, ids in states.items():
             self._copied.setdefault(state, []).extend(ids)
             if state == EditState.AWAITING_APPROVAL:
                 self.awaiting += len(ids)
-        for digest in digests:
-            self._digests.update(bytes.fromhex(digest))
         self.accepted += len(clean)
         by_place = dict(zip(clean, new_ids, strict=True))
         for place in sorted(single):
@@ -202,16 +194,36 @@ class _Bulk:
         self.ids += [by_place[place] for place in range(len(chunk))]
         return True
 
-    def _write(self, lines: Sequence[str]) -> bool:
-        if not lines:
-            return True
+    def _rows(
+        self,
+        chunk: Sequence[EditRequest],
+        facts: Sequence[str],
+        places: Iterable[tuple[int, int]],
+        states: dict[str, list[int]],
+        digests: hashlib._Hash,
+    ) -> Iterator[str]:
+        """Lines for COPY, made while the server works on those before; notes states and digests."""
+        for place, edit_id in places:
+            request = chunk[place]
+            salt = os.urandom(SALT_BYTES)
+            lists = request.json_lists()
+            sealed = hashlib.sha256(salt + request.content_of(*lists))
+            state = self._state(request)
+            states.setdefault(state, []).append(edit_id)
+            digests.update(sealed.digest())
+            yield (
+                f"{edit_id}\t{self._model_id}\t{state}\t"
+                + _line(request, lists, self._actor, facts[place], salt.hex(), sealed.hexdigest())
+            )
+
+    def _write(self, rows: Iterator[str]) -> bool:
         try:
             with (
                 self._conn.begin_nested(),
                 raw(self._conn).cursor() as cursor,
                 cursor.copy(f"COPY edits ({COLUMNS}) FROM STDIN") as copy,
             ):
-                for piece in _pieces(lines):
+                while piece := "".join(itertools.islice(rows, _PIECE)):
                     copy.write(piece)
         except pg.UniqueViolation:
             return False
@@ -241,10 +253,7 @@ class _Bulk:
             return []
         return list(
             self._conn.execute(
-                text(
-                    "SELECT nextval(pg_get_serial_sequence('edits', 'id')) "
-                    "FROM generate_series(1, :count)"
-                ),
+                text("SELECT nextval('edits_id_seq') FROM generate_series(1, :count)"),
                 {"count": count},
             ).scalars()
         )
@@ -272,42 +281,36 @@ class _Bulk:
         )
 
 
-def _line(
-    bulk: _Bulk,
-    edit_id: int,
-    state: str,
+def _line(  # noqa: PLR0917 - hot path: keywords cost
     request: EditRequest,
+    lists: tuple[str, str, str],
+    actor: str,
     fact: str,
-    salt: bytes,
+    salt: str,
     digest: str,
 ) -> str:
-    """One row in COPY's text format."""
+    """The cells after id, model and state, in COPY's text format."""
+    paraphrases, locality, portability = map(_json, lists)
     return (
-        f"{edit_id}\t{bulk._model_id}\t{state}\t{_cell(request.prompt)}\t{_cell(request.target)}\t"  # noqa: SLF001 - same module
-        f"{_cell(request.subject)}\t{_cell(request.relation)}\t{_json(list(request.paraphrases))}\t"
-        f"{_json(_pairs(request.locality))}\t{_json(_pairs(request.portability))}\t"
-        f"{_cell(request.reason)}\t{_cell(request.source)}\t{_cell(bulk._actor)}\t"  # noqa: SLF001 - same module
-        f"{_cell(request.idempotency_key)}\t{fact}\t\\\\x{salt.hex()}\t{digest}\t{request.priority}\t"
+        f"{_cell(request.prompt)}\t{_cell(request.target)}\t{_cell(request.subject)}\t"
+        f"{_cell(request.relation)}\t{paraphrases}\t{locality}\t{portability}\t"
+        f"{_cell(request.reason)}\t{_cell(request.source)}\t{_cell(actor)}\t"
+        f"{_cell(request.idempotency_key)}\t{fact}\t\\\\x{salt}\t{digest}\t{request.priority}\t"
         f"{_moment(request.not_before)}\t{_moment(request.expires_at)}\n"
     )
 
 
 def _cell(value: str | None) -> str:
-    return _NULL if value is None else value.translate(_ESCAPES)
+    if value is None:
+        return _NULL
+    if "\\" in value or "\n" in value or "\t" in value or "\r" in value:
+        return value.translate(_ESCAPES)
+    return value
 
 
-def _json(value: list[Any]) -> str:
-    return "[]" if not value else json.dumps(value, ensure_ascii=False).translate(_ESCAPES)
-
-
-def _pairs(items: Sequence[Asked]) -> list[list[str | None]]:
-    return [[one.prompt, one.answer] for one in items]
+def _json(value: str) -> str:
+    return value.replace("\\", "\\\\") if "\\" in value else value
 
 
 def _moment(value: datetime | None) -> str:
     return _NULL if value is None else value.isoformat()
-
-
-def _pieces(lines: Sequence[str], size: int = 500) -> Iterator[bytes]:
-    for start in range(0, len(lines), size):
-        yield "".join(lines[start : start + size]).encode()

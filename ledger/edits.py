@@ -17,7 +17,7 @@ from ledger.db import raw
 from ledger.errors import NoSuchEdit, NoSuchModel, RequestInvalid, WrongState
 from ledger.records import AuditEvent, Edit, Submitted
 from ledger.requests import Asked, EditRequest
-from ledger.states import EditState
+from ledger.states import EDIT_MOVES, EditState
 from ledger.transitions import Moved, lock_submissions, move
 
 __all__ = [
@@ -344,14 +344,7 @@ def _one(
     *,
     sets: str = "",
 ) -> Edit:
-    allowed = conn.execute(
-        text(
-            "SELECT EXISTS (SELECT FROM edit_moves "
-            "WHERE from_state = CAST(:a AS edit_state) AND to_state = CAST(:b AS edit_state))"
-        ),
-        {"a": edit.state.value, "b": to.value},
-    ).scalar_one()
-    if not allowed:
+    if to not in EDIT_MOVES[edit.state]:
         raise WrongState(f"edit {edit.id} is {edit.state}: it cannot become {to}")
     moved = move(conn, to, "e.id = :edit", {"edit": edit.id}, sets=sets)
     _record(conn, kind, edit, moved, actor, reason)

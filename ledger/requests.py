@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -38,9 +37,10 @@ MAX_NAME = 500
 MAX_LIST = 64
 MAX_LINE_BYTES = 1_000_000
 PRIORITY_LIMIT = 1_000
+SALT_BYTES = 16
 MAX_PROBLEMS = 100  # reading stops after so many: the file is of another kind
 
-_SPACES = re.compile(r"\s+")
+_quoted = json.encoder.encode_basestring  # escapes what RFC 8785 wants escaped, in C
 _TRAILING = " ?!.:;,…\"'"
 
 
@@ -131,19 +131,25 @@ class EditRequest(BaseModel):
 
     def content(self) -> bytes:
         """Canonical JSON of what is asked for (strings only, ASCII keys: equals RFC 8785)."""
-        return json.dumps(
-            {
-                "locality": [[one.prompt, one.answer] for one in self.locality],
-                "paraphrases": self.paraphrases,
-                "portability": [[one.prompt, one.answer] for one in self.portability],
-                "prompt": self.prompt,
-                "reason": self.reason,
-                "relation": self.relation,
-                "subject": self.subject,
-                "target": self.target,
-            },
-            ensure_ascii=False,
-            separators=(",", ":"),
+        return self.content_of(*self.json_lists())
+
+    def json_lists(self) -> tuple[str, str, str]:
+        """Paraphrases, locality and portability as canonical JSON."""
+        return (
+            "[" + ",".join(map(_quoted, self.paraphrases)) + "]",
+            _pairs_json(self.locality),
+            _pairs_json(self.portability),
+        )
+
+    def content_of(self, paraphrases: str, locality: str, portability: str) -> bytes:
+        """`content` where the lists are JSON already (bulk submission needs them twice)."""
+        reason = "null" if self.reason is None else _quoted(self.reason)
+        relation = "null" if self.relation is None else _quoted(self.relation)
+        subject = "null" if self.subject is None else _quoted(self.subject)
+        return (
+            f'{{"locality":{locality},"paraphrases":{paraphrases},"portability":{portability},'
+            f'"prompt":{_quoted(self.prompt)},"reason":{reason},"relation":{relation},'
+            f'"subject":{subject},"target":{_quoted(self.target)}}}'
         ).encode()
 
     def sealed(self) -> tuple[bytes, str]:
@@ -151,8 +157,21 @@ class EditRequest(BaseModel):
 
         Erasing the salt with the texts leaves a digest from which nothing can be guessed.
         """
-        salt = os.urandom(16)
+        salt = os.urandom(SALT_BYTES)
         return salt, hashlib.sha256(salt + self.content()).hexdigest()
+
+
+def _pairs_json(items: tuple[Asked, ...]) -> str:
+    if not items:
+        return "[]"
+    return (
+        "["
+        + ",".join(
+            f"[{_quoted(one.prompt)},{'null' if one.answer is None else _quoted(one.answer)}]"
+            for one in items
+        )
+        + "]"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,7 +426,7 @@ def _as_invalid(error: ValidationError, line: int | None) -> RequestInvalid:
 
 def _normal(words: str) -> str:
     folded = unicodedata.normalize("NFKC", words).casefold()
-    return _SPACES.sub(" ", folded).strip().rstrip(_TRAILING)
+    return " ".join(folded.split()).rstrip(_TRAILING)
 
 
 def requests_from(records: Iterable[object]) -> list[EditRequest]:

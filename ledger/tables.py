@@ -62,10 +62,15 @@ def _ref(name: str, target: str, *, nullable: bool = False) -> Column[int]:
     return Column(name, BigInteger, ForeignKey(target), nullable=nullable)
 
 
-def _moment(name: str, *, nullable: bool = True, now: bool = False) -> Column[object]:
-    default = text("clock_timestamp()") if now else None
+def _moment(
+    name: str, *, nullable: bool = True, now: bool = False, default: str | None = None
+) -> Column[object]:
+    chosen = "clock_timestamp()" if now else default
     return Column(
-        name, DateTime(timezone=True), nullable=nullable and not now, server_default=default
+        name,
+        DateTime(timezone=True),
+        nullable=nullable and not now,
+        server_default=text(chosen) if chosen else None,
     )
 
 
@@ -178,8 +183,8 @@ edits = Table(
     Column("reason", Text),
     Column("source", Text, nullable=False),
     Column("submitted_by", Text, nullable=False),
-    Column("idempotency_key", Text),
-    Column("fact_key", Text, nullable=False),
+    Column("idempotency_key", Text(collation="C")),
+    Column("fact_key", Text(collation="C"), nullable=False),
     Column("salt", LargeBinary, nullable=False),
     Column("content_digest", Text, nullable=False),
     Column("priority", SmallInteger, nullable=False, server_default=text("0")),
@@ -191,8 +196,9 @@ edits = Table(
     Column("superseded_by", BigInteger),
     Column("error", Text),
     _json("evidence", None),
-    _moment("created_at", now=True),
-    _moment("updated_at", now=True),
+    # The transaction's time: a volatile default would take COPY's multi-row insertion away.
+    _moment("created_at", nullable=False, default="now()"),
+    _moment("updated_at", nullable=False, default="now()"),
     CheckConstraint("prompt <> '' AND target <> ''", name="an_edit_has_prompt_and_target"),
     CheckConstraint(
         "state <> 'claimed' OR batch_id IS NOT NULL", name="a_claimed_edit_has_a_batch"

@@ -53,7 +53,7 @@ def move(
             WITH old AS (
                 SELECT e.id, e.state AS before FROM edits AS e WHERE {where} ORDER BY e.id {lock}
             )
-            UPDATE edits AS e SET state = '{to.value}'{more}
+            UPDATE edits AS e SET state = '{to.value}', updated_at = clock_timestamp(){more}
               FROM old WHERE e.id = old.id
             RETURNING e.id, old.before
             """  # noqa: S608 - conditions and assignments are literals of this package

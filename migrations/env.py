@@ -13,7 +13,7 @@ from ledger.tables import metadata
 
 def _ours(_object: Any, name: str | None, kind: str, _reflected: bool, _compare_to: Any) -> bool:
     """Leave alone what SQL files own and what other tools keep in the same database."""
-    return not (kind == "table" and name in {"edit_moves", "alembic_version"})
+    return not (kind == "table" and name == "alembic_version")
 
 
 def _run(connection: Connection) -> None:

@@ -163,8 +163,8 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text(), nullable=True),
         sa.Column("source", sa.Text(), nullable=False),
         sa.Column("submitted_by", sa.Text(), nullable=False),
-        sa.Column("idempotency_key", sa.Text(), nullable=True),
-        sa.Column("fact_key", sa.Text(), nullable=False),
+        sa.Column("idempotency_key", sa.Text(collation="C"), nullable=True),
+        sa.Column("fact_key", sa.Text(collation="C"), nullable=False),
         sa.Column("salt", sa.LargeBinary(), nullable=False),
         sa.Column("content_digest", sa.Text(), nullable=False),
         sa.Column("priority", sa.SmallInteger(), server_default=sa.text("0"), nullable=False),
@@ -179,13 +179,13 @@ def upgrade() -> None:
         sa.Column(
             "created_at",
             sa.DateTime(timezone=True),
-            server_default=sa.text("clock_timestamp()"),
+            server_default=sa.text("now()"),
             nullable=False,
         ),
         sa.Column(
             "updated_at",
             sa.DateTime(timezone=True),
-            server_default=sa.text("clock_timestamp()"),
+            server_default=sa.text("now()"),
             nullable=False,
         ),
         sa.CheckConstraint(
