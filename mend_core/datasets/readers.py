@@ -96,11 +96,13 @@ class Record:
             if answer is not None and not isinstance(answer, str):
                 raise self.error(name, f"an answer is {_type(answer)}, expected text")
             yield PromptAnswer(prompt, answer or None)
-        elif isinstance(value, Mapping):
+        elif isinstance(value, Mapping) and all(isinstance(v, list) for v in value.values()):
             for group in value.values():
                 yield from self._pairs(name, group)
         else:
-            raise self.error(name, f"expected prompts or {{prompt, answer}}, found {_type(value)}")
+            raise self.error(
+                name, f"expected prompts or objects with a prompt, found {_type(value)}"
+            )
 
 
 def read_edits(

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mend_core.editors.base import FactorEditor
 from mend_core.factors import Composition, FactorRows, Rows
-from mend_core.models import Base, Matrix, encode_prompts, forward
+from mend_core.models import Base, Matrix, encode_pairs, encode_prompts, forward
 
 Gram = dict[str, Tensor]
 """Full parameter name → Σ u uᵀ over protected keys, (d_in, d_in) float64."""
@@ -82,10 +82,17 @@ class RidgeEditor(FactorEditor):
 def prompt_keys(
     base: Base, prompts: Sequence[str], matrices: Sequence[Matrix], *, batch_size: int = 16
 ) -> dict[str, Tensor]:
-    """Inputs of each matrix at every position of the prompts: name → (keys, d_in) float32."""
+    """Inputs of each matrix at every position of the prompts: name → (keys, d_in) float32.
+
+    An encoder-decoder reads each text on both sides.
+    """
     found: dict[str, list[Tensor]] = {m.name: [] for m in matrices}
     for start in range(0, len(prompts), batch_size):
-        encoded = encode_prompts(base, prompts[start : start + batch_size])
+        texts = prompts[start : start + batch_size]
+        if base.kind == "seq2seq":
+            encoded = encode_pairs(base, [(text, text) for text in texts])
+        else:
+            encoded = encode_prompts(base, texts)
         mask = encoded.attention_mask.bool()
         caught: dict[str, Tensor] = {}
 
@@ -97,13 +104,14 @@ def prompt_keys(
 
         handles = [m.module.register_forward_pre_hook(hook_for(m.name)) for m in matrices]
         try:
-            keep = None if base.kind == "classifier" else torch.zeros_like(mask)
+            keep = torch.zeros_like(mask) if base.kind == "causal" else None
             forward(base, encoded, keep=keep)
         finally:
             for handle in handles:
                 handle.remove()
         for name, u in caught.items():
-            found[name].append(u[mask].float().cpu())
+            in_decoder = base.kind == "seq2seq" and not name.startswith(base.family.block_paths[0])
+            found[name].append(u[encoded.answer_mask if in_decoder else mask].float().cpu())
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 

@@ -260,7 +260,7 @@ class Trainer:
         if not usable:
             raise TrainingError("none of the validation edits can be used")
         values: dict[str, float] = {}
-        sizes = sorted({1, min(5, self.config.max_edits), min(self.config.max_edits, len(usable))})
+        sizes = sorted({min(n, self.config.max_edits, len(usable)) for n in (1, 5, 1 << 30)})
         scores = []
         for n in sizes:
             totals = [0.0, 0.0, 0.0]
