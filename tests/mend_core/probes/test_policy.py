@@ -62,7 +62,7 @@ def test_broken_policies_are_refused_in_a_sentence(text, says):
         ),
         (
             "items_limit: 10",
-            "success asks for at least 0.9 .* takes 25 items, and items_limit is 10",
+            "success asks for at least 0.8 .* takes 11 items, and items_limit is 10",
         ),
         ("parent: {margin: 1.0e-12}", "no finite number of items"),
     ],

@@ -1,6 +1,7 @@
 """Suites: frozen, named by digest, refused with a line number where broken."""
 
 import json
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -8,8 +9,17 @@ from hypothesis import strategies as st
 
 from mend_core.datasets.edit import Edit, PromptAnswer
 from mend_core.errors import SuiteInvalid
-from mend_core.probes import ProbeItem, ProbeKind, ProbeSuite, build_suite, sample_edits
-from mend_core.probes.suites import GOLDEN_KINDS, RETAINED_SLICE, TARGET_KINDS
+from mend_core.probes import (
+    ProbeItem,
+    ProbeKind,
+    ProbeSuite,
+    build_suite,
+    general_suite,
+    load_policy,
+    sample_edits,
+)
+from mend_core.probes.statistics import tango_upper
+from mend_core.probes.suites import GOLDEN_KINDS, RETAINED_SLICE, TARGET_KINDS, normalise
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(
     lambda text: text.strip()
@@ -168,3 +178,17 @@ def test_the_sample_of_retained_edits_does_not_depend_on_order(order):
     assert sample_edits([edits[n] for n in order], 5) == chosen
     assert len(chosen) == 5
     assert sample_edits(edits, 5, seed="other") != chosen
+
+
+def test_the_general_suite_is_frozen_and_large_enough_for_the_default_policy():
+    suite = general_suite()
+    sizes = Counter(item.slice for item in suite.of(ProbeKind.LOCALITY))
+    assert sizes == {"places": 60, "words": 60, "things": 60, "numbers": 60}
+    prompts = [normalise(item.prompt) for item in suite.items]
+    assert len(set(prompts)) == len(prompts)
+    assert len(suite.of(ProbeKind.PERPLEXITY)) == 4
+    assert len(suite.of(ProbeKind.HEALTH)) == 4
+    # With no loss at all, and Holm over these slices and the neighbours, every bound is met.
+    margin = load_policy("default").parent.margin
+    assert tango_upper(0, 0, 60, 0.05 / 5) < margin
+    assert suite.digest == general_suite().digest
