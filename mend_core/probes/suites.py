@@ -350,7 +350,8 @@ def build_suite(
     """Build a version's suite from its edits and the user's own items.
 
     Every new edit gives its own prompt, its paraphrases, locality and portability prompts. Every
-    retained edit (live before this version) gives its own prompt in slice "retained".
+    retained edit (live before this version) gives its own prompt in slice "retained", unless a new
+    edit changes that very prompt.
     A locality prompt that several edits share is asked once, so that one answer is not counted as
     many; one that is itself the prompt or a paraphrase of an edit here is left out, since it must
     change. Protected items are never left out: there a conflict is for the gate to report.
@@ -363,7 +364,9 @@ def build_suite(
     Raises:
         SuiteInvalid: Duplicate ids, or an item breaks a rule of its kind.
     """
-    new, old = list(edits), list(retained)
+    new = list(edits)
+    asked_anew = {normalise(edit.prompt) for edit in new}
+    old = [edit for edit in retained if normalise(edit.prompt) not in asked_anew]
     changing = {normalise(edit.prompt) for edit in (*new, *old)}
     changing.update(normalise(text) for edit in new for text in edit.paraphrases)
     items: list[ProbeItem] = []

@@ -156,6 +156,12 @@ def test_shared_locality_prompts_are_asked_once_and_never_against_an_edit():
     assert [i.id for i in suite.of(ProbeKind.LOCALITY)] == ["locality:a:0"]
 
 
+def test_a_retained_edit_that_a_new_one_replaces_is_not_asked():
+    old = [Edit("old", "The capital of  France is", "Lyon"), Edit("other", "Water is", "wet")]
+    suite = build_suite([Edit("new", "The capital of France is", "Nice")], retained=old)
+    assert [item.id for item in suite.items] == ["edit:new", "retained:other"]
+
+
 def test_a_protected_prompt_stays_even_where_an_edit_contradicts_it():
     edit = Edit("a", "The capital of France is", "Lyon")
     guard = ProbeItem("guard", ProbeKind.PROTECTED, "The capital of France is")
