@@ -45,6 +45,7 @@ COMMANDS: dict[str, Entry] = {
     "up": Entry("service", START, "Start the service: Postgres, worker, beat and exporter."),
     "down": Entry("service", START, "Stop the service."),
     "status": Entry("service", START, "Show what runs, what waits and what is in production."),
+    "migrate": Entry("service", START, "Bring the database's schema up to date."),
     "doctor": Entry("proof", START, "Check that nothing is lost, doubled or stranded."),
     "submit": Entry("requests", EDITS, "Submit edit requests: one, or a file of them."),
     "edits": Entry("requests", EDITS, "List edit requests and where they stand."),
@@ -100,7 +101,8 @@ class LazyGroup(TyperGroup):
                 cmd_name, callback=None, help=entry.summary, rich_help_panel=entry.panel
             )
         module = importlib.import_module(f"gateway.commands.{entry.module}")
-        return build(module.app).commands[cmd_name]  # type: ignore[attr-defined]  # typer types a Typer of several commands as a single command
+        built: Any = build(module.app)  # a module with one command gives it without a group
+        return built.commands[cmd_name] if hasattr(built, "commands") else built
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Prints the overview without importing the commands."""

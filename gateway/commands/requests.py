@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,8 +82,8 @@ def submit(
         "locality": locality,
         "idempotency_key": key,
         "priority": priority,
-        "not_before": not_before,
-        "expires_at": expires_at,
+        "not_before": not_before and not_before.replace(tzinfo=UTC),
+        "expires_at": expires_at and expires_at.replace(tzinfo=UTC),
         "reason": reason,
     }
     given = {name: value for name, value in record.items() if value}

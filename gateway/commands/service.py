@@ -12,7 +12,8 @@ from gateway import launch, status_view
 from gateway.errors import UserError
 from gateway.output import JsonOption, emit, note, print_json, say
 from gateway.rundir import RunDir, make_home
-from gateway.session import open_session
+from gateway.session import database_url, open_session
+from ledger import db, migrate
 
 app = typer.Typer(rich_markup_mode="markdown")
 
@@ -77,6 +78,37 @@ def up(
         say("  next     mend model register …, mend submit …, mend status; stop with mend down")
 
     emit(info, as_json, human)
+
+
+@app.command(name="migrate")
+def migrate_database(
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; exit code 2 unless up to date.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring the database's schema up to date.
+
+    `mend up` does it by itself; use this where the worker and the database are yours.
+
+    Example: `DATABASE_URL=postgresql://mend@db/mend mend migrate`
+    """
+    url = database_url(make_home(None))
+    engine = db.engine_from_url(url, pool_size=1, application_name="mend-cli")
+    try:
+        before = migrate.current(engine)
+        if check:
+            migrate.check(engine)
+        else:
+            migrate.upgrade(url)
+        after = migrate.current(engine)
+    finally:
+        engine.dispose()
+    emit(
+        {"before": before, "schema": after},
+        as_json,
+        lambda: say(f"The schema is {after}" + (" already." if before == after else ".")),
+    )
 
 
 @app.command()
