@@ -103,11 +103,25 @@ def _seconds(work: Callable[[], object], clock: Callable[[], float]) -> float:
 
 
 def peak_bytes(work: Callable[[], object]) -> tuple[int, int]:
-    """Peak resident memory while `work` runs, and the resident memory before it (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")  # starts the high-water mark anew
-    before = _status("VmRSS")
-    work()
-    return _status("VmHWM"), before
+    """Peak resident memory while `work` runs, and the resident memory before it (Linux).
+
+    Runs in a forked child, whose heap holds nothing freed by earlier work.
+    """
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # starts the high-water mark anew
+            before = _status("VmRSS")
+            work()
+            os.write(theirs, f"{_status('VmHWM')} {before}".encode())
+        finally:
+            os._exit(0)
+    os.close(theirs)
+    with os.fdopen(ours) as answer:
+        peak, before = answer.read().split()
+    os.waitpid(child, 0)
+    return int(peak), int(before)
 
 
 def _status(key: str) -> int:

@@ -167,15 +167,36 @@ def extract(
     job = _Job(base, edits, matrices, prefix, tokens)
     if encoded is not None:
         # Sequences of like length share a batch: less padding, the same rows.
-        order = encoded.attention_mask.sum(1).argsort(stable=True).cpu()
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
+        for chosen in _batches(encoded.attention_mask.sum(1).cpu(), batch_size):
             mine = [numbers[place] for place in chosen.tolist()]
             part = encoded.pick(chosen.to(base.device))
             losses = _extract_batch(job, mine, part, parts)
             loss[mine] = losses
     rows = {name: _join(stacked, matrices, name) for name, stacked in parts.items()}
     return _isolate(edits, rows, loss, numbers, errors)
+
+
+def _batches(lengths: Tensor, batch_size: int) -> Iterator[Tensor]:
+    """Numbers of sequences to run together: of like length, a tenth of padding at most.
+
+    Args:
+        lengths: (sequences,) int64.
+        batch_size: Most sequences per batch; fewer than four are not split for their padding.
+    """
+    order = lengths.argsort(stable=True)
+    start, tokens = 0, 0
+    for place, length in enumerate(lengths[order].tolist()):
+        count = place - start
+        padded = length * (count + 1)
+        wasteful = count >= _FEW and padded > 1.1 * (tokens + length)
+        if count == batch_size or wasteful:
+            yield order[start:place]
+            start, tokens = place, 0
+        tokens += length
+    yield order[start:]
+
+
+_FEW = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
