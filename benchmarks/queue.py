@@ -1,7 +1,8 @@
 """What the queue costs: `python -m benchmarks queue [--json] [--quick]`.
 
-Every number is a ratio against raw SQL in the same run, or a time with the server's settings beside it.
-Runs on DATABASE_URL where that is set, else on an embedded Postgres of its own in a temporary folder.
+Every number is a ratio against raw SQL in the same run, or a time with the server's settings
+beside it. Runs on DATABASE_URL where that is set, else on an embedded Postgres of its own in a
+temporary folder.
 """
 
 from __future__ import annotations
@@ -156,7 +157,7 @@ def _bare_copy(engine: Engine, model_id: int) -> float:
         rows = (
             raw(conn)
             .execute(
-                f"SELECT {bulk.COLUMNS} FROM edits WHERE model_id = %s ORDER BY id",  # type: ignore[arg-type]  # our own column list
+                f"SELECT {bulk.COLUMNS} FROM edits WHERE model_id = %s ORDER BY id",  # noqa: S608 - our own column list
                 (model_id,),
             )
             .fetchall()
@@ -169,7 +170,7 @@ def _bare_copy(engine: Engine, model_id: int) -> float:
     with (
         transaction(engine) as conn,
         raw(conn).cursor() as cursor,
-        cursor.copy(f"COPY bare ({bulk.COLUMNS}) FROM STDIN") as copy,  # type: ignore[arg-type]  # as above
+        cursor.copy(f"COPY bare ({bulk.COLUMNS}) FROM STDIN") as copy,
     ):
         for row in plain:
             copy.write_row(row)
@@ -177,7 +178,7 @@ def _bare_copy(engine: Engine, model_id: int) -> float:
 
 
 def _single(engine: Engine, url: str, sizes: Sizes) -> dict[str, Any]:
-    """submit + commit against a bare INSERT + commit of the same columns, turn by turn."""
+    """Submit + commit against a bare INSERT + commit of the same columns, turn by turn."""
     model_id = _model(engine, "single")
     requests = _requests(sizes.single, "single")
     with transaction(engine) as conn:
@@ -224,7 +225,7 @@ def _single(engine: Engine, url: str, sizes: Sizes) -> dict[str, Any]:
 
 
 def _claims(engine: Engine, _url: str, sizes: Sizes) -> dict[str, Any]:
-    """Claim of 256 with few rows queued and with very many, same statements, rolled back each time."""
+    """Claim of 256 with few rows queued and with very many, rolled back each time."""
     model_id = _model(engine, "claims")
     _fill(engine, model_id, sizes.few)
     few = _claim_seconds(engine, model_id)

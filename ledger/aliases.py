@@ -1,8 +1,8 @@
 """Aliases: moving names for versions, with their full history.
 
-`production` is what the world uses, `candidate` what the next version builds on. Every move says who,
-when, why, from and to. After each move of those two, edits follow: in production's set they are live, in
-the candidate's applied, in neither reverted or superseded.
+`production` is what the world uses, `candidate` what the next version builds on. Every move says
+who, when, why, from and to. After each move of those two, edits follow: in production's set they
+are live, in the candidate's applied, in neither reverted or superseded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from ledger.errors import (
 )
 from ledger.records import Alias, AliasMove, Version
 from ledger.states import EditState
-from ledger.transitions import Moved, move as move_edits
+from ledger.transitions import Moved
+from ledger.transitions import move as move_edits
 
 PRODUCTION = "production"
 CANDIDATE = "candidate"
@@ -110,8 +111,7 @@ def rollback(
 ) -> AliasMove:
     """Move production, and candidate with it, back to an earlier version.
 
-    Args:
-        to_version_id: Where to; None for what production was before.
+    * `to_version_id`: Where to; None for what production was before.
 
     Raises:
         NoSuchVersion: Production was never anything else.
@@ -230,7 +230,7 @@ def _lock(conn: Connection, model_id: int) -> None:
     )
 
 
-def _move(
+def _move(  # noqa: PLR0917 - one row of the history, its columns in order
     conn: Connection,
     model_id: int,
     name: str,

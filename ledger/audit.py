@@ -1,9 +1,10 @@
 """The audit trail: a hash chain that is written in the transaction it describes.
 
-An event's `body` is canonical JSON (RFC 8785) holding everything, the hash of the event before it among
-it; its hash is sha256 over exactly those bytes. The chain's head is one row that every append locks,
-so that two appends never follow the same event. Verification needs no database: an export is the
-bodies, one a line. Inclusion proofs are RFC 6962 Merkle proofs over the same bodies (`ledger.merkle`).
+An event's `body` is canonical JSON (RFC 8785) holding everything, the hash of the event before it
+among it; its hash is sha256 over exactly those bytes. The chain's head is one row that every append
+locks, so that two appends never follow the same event. Verification needs no database: an export
+is the bodies, one a line. Inclusion proofs are RFC 6962 Merkle proofs over the same bodies
+(`ledger.merkle`).
 """
 
 from __future__ import annotations
@@ -57,9 +58,8 @@ def append(
 ) -> int:
     """Append one event in the caller's transaction; keep it last, it locks the chain until commit.
 
-    Args:
-        data: JSON values only; keys must be ASCII (so that every canonicaliser sorts them alike).
-        edit_ids: Edits the event is about, so that `edits.history` finds it.
+    * `data`: JSON values only; keys must be ASCII (so that every canonicaliser sorts them alike).
+    * `edit_ids`: Edits the event is about, so that `edits.history` finds it.
 
     Returns:
         The event's sequence number.

@@ -44,7 +44,8 @@ def list_batches(conn: Connection, model_id: int | None = None, *, limit: int = 
     found = conn.execute(
         text(
             f"SELECT {rows.BATCH_COLUMNS} FROM batches AS b "  # noqa: S608 - our words
-            "WHERE CAST(:model AS bigint) IS NULL OR b.model_id = :model ORDER BY b.id DESC LIMIT :limit"
+            "WHERE CAST(:model AS bigint) IS NULL OR b.model_id = :model "
+            "ORDER BY b.id DESC LIMIT :limit"
         ),
         {"model": model_id, "limit": limit},
     )
@@ -103,7 +104,8 @@ def finish(conn: Connection, lease: Lease, batch_id: int, *, actor: str) -> None
     ).scalar_one()
     if claimed:
         raise WrongState(
-            f"batch {batch_id} still has {claimed} claimed edits: commit, retry or return them first"
+            f"batch {batch_id} still has {claimed} claimed edits: "
+            "commit, retry or return them first"
         )
     closed = conn.execute(
         text(

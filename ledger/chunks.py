@@ -1,8 +1,8 @@
 """Parallel factors: several workers compute the factors of one batch side by side.
 
-Factors are independent of each other and of the model's lease, so a chunk has its own short lease. An edit
-whose chunk ran out again and again is taken in smaller and smaller chunks and, once alone, given up:
-one poisonous edit does not hold up its batch.
+Factors are independent of each other and of the model's lease, so a chunk has its own short lease.
+An edit whose chunk ran out again and again is taken in smaller and smaller chunks and, once alone,
+given up: one poisonous edit does not hold up its batch.
 """
 
 from __future__ import annotations
@@ -33,9 +33,8 @@ def take(
 ) -> Chunk | None:
     """Take up to `limit` edits of an open batch that have no factor yet; None where there are none.
 
-    Args:
-        batch_id: Only this batch; else any open one (of `model_ids`), oldest first.
-        ttl: Seconds until others may take them too, unless renewed.
+    * `batch_id`: Only this batch; else any open one (of `model_ids`), oldest first.
+    * `ttl`: Seconds until others may take them too, unless renewed.
     """
     first = conn.execute(
         text(
@@ -91,7 +90,8 @@ def take(
                 UPDATE batch_edits AS c SET error = 'left the batch', worker = NULL, until = NULL
                   FROM edits AS e
                  WHERE c.batch_id = :batch AND e.id = c.edit_id AND c.factor_digest IS NULL
-                   AND c.error IS NULL AND (e.batch_id IS DISTINCT FROM c.batch_id OR e.state <> 'claimed')
+                   AND c.error IS NULL
+                   AND (e.batch_id IS DISTINCT FROM c.batch_id OR e.state <> 'claimed')
                 """
             ),
             {"batch": first.batch_id},
@@ -154,11 +154,14 @@ def record(conn: Connection, chunk: Chunk, factors: Iterable[FactorRecord]) -> i
                  WHERE c.batch_id = :batch AND c.edit_id = f.edit_id AND c.token = :token
                 RETURNING c.edit_id
             ), kept AS (
-                INSERT INTO factors (edit_id, base_digest, editor_digest, digest, rows, bytes, clipped,
+                INSERT INTO factors (edit_id, base_digest, editor_digest, digest, rows, bytes,
+                clipped,
                                      meta)
-                SELECT f.edit_id, m.base_digest, d.digest, f.digest, f.rows, f.bytes, f.clipped, f.meta
+                SELECT f.edit_id, m.base_digest, d.digest, f.digest, f.rows, f.bytes, f.clipped,
+                       f.meta
                   FROM jsonb_to_recordset(CAST(:factors AS jsonb))
-                       AS f(edit_id bigint, digest text, rows integer, bytes bigint, clipped integer,
+                       AS f(edit_id bigint, digest text, rows integer, bytes bigint, clipped
+                       integer,
                             meta jsonb)
                   JOIN mine ON mine.edit_id = f.edit_id
                   JOIN models AS m ON m.id = :model JOIN editors AS d ON d.id = m.editor_id
@@ -193,7 +196,8 @@ def record(conn: Connection, chunk: Chunk, factors: Iterable[FactorRecord]) -> i
     conn.execute(
         text("SELECT pg_notify('mend_events', :words)"),
         {
-            "words": f'{{"kind":"chunk.done","model":{chunk.model_id},"subject":"batch:{chunk.batch_id}"}}'
+            "words": f'{{"kind":"chunk.done","model":{chunk.model_id},'
+            f'"subject":"batch:{chunk.batch_id}"}}'
         },
     )
     return int(counted)
@@ -260,7 +264,8 @@ def progress(conn: Connection, batch_id: int) -> BatchProgress:
             """
             SELECT count(*) AS total,
                    count(*) FILTER (WHERE c.factor_digest IS NOT NULL) AS factored,
-                   count(*) FILTER (WHERE c.factor_digest IS NULL AND c.error IS NOT NULL) AS failed,
+                   count(*) FILTER (WHERE c.factor_digest IS NULL
+                                      AND c.error IS NOT NULL) AS failed,
                    count(*) FILTER (WHERE c.factor_digest IS NULL AND c.error IS NULL) AS pending
               FROM batch_edits AS c JOIN edits AS e ON e.id = c.edit_id
              WHERE c.batch_id = :batch AND e.batch_id = c.batch_id AND e.state = 'claimed'
@@ -362,5 +367,6 @@ def replace(
 
 def _lost(chunk: Chunk) -> StaleFence:
     return StaleFence(
-        f"chunk {chunk.token} of batch {chunk.batch_id} was taken over or closed: nothing was changed"
+        f"chunk {chunk.token} of batch {chunk.batch_id} was taken over or closed: "
+        "nothing was changed"
     )

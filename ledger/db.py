@@ -1,8 +1,8 @@
 """Connections and transactions.
 
-Every ledger function takes a `Connection` in a transaction that the caller opens with `transaction`;
-so several of them can be made one change. Connection trouble comes out as `DatabaseDown` with words
-a person can use; `retrying` repeats a function that is safe to repeat.
+Every ledger function takes a `Connection` in a transaction that the caller opens with
+`transaction`; so several of them can be made one change. Connection trouble comes out as
+`DatabaseDown` with words a person can use; `retrying` repeats a function that is safe to repeat.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ def transaction(engine: Engine) -> Iterator[Connection]:
     """One transaction: committed at the end, rolled back on any error.
 
     Raises:
-        DatabaseDown: The server does not answer or the connection was lost. The transaction may or may
-            not have been committed when the connection was lost during commit: repeat only what
-            is idempotent.
+        DatabaseDown: The server does not answer or the connection was lost. Where it was lost
+            during the commit, the transaction may or may not have been committed: repeat only what is
+            idempotent.
     """
     try:
         with engine.begin() as connection:
@@ -102,8 +102,8 @@ def retrying(
 ) -> T:
     """Run `function` in a transaction, again after lost connections, deadlocks and restarts.
 
-    Only for functions that are safe to run twice (claims, renewals, anything with its own key): after a
-    lost connection the first try may have been committed.
+    Only for functions that are safe to run twice (claims, renewals, anything with its own key):
+    after a lost connection the first try may have been committed.
 
     Raises:
         DatabaseDown: Still down after the last attempt.

@@ -1,11 +1,12 @@
 """The invariant checker: what must always hold, asked of the tables and of the trail.
 
-`check` is what `mend doctor` prints and what every chaos test calls after its run. Shallow checks cost
-little at any size; `deep` replays the whole trail and recomputes every version's digest.
+`check` is what `mend doctor` prints and what every chaos test calls after its run. Shallow checks
+cost little at any size; `deep` replays the whole trail and recomputes every version's digest.
 
 Rules (a finding carries one of these names):
     trail-verifies, trail-replays, edit-lost, edit-in-two-places, edit-applied-twice, version-chain,
-    version-count, version-digest, fence-order, promoted-unproven, alias-history, stranded, schema-rule
+    version-count, version-digest, fence-order, promoted-unproven, alias-history, stranded,
+    schema-rule
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ledger.records import Finding, SetMember, Version
 from ledger.states import EDIT_MOVES, EditState
 
 Recompute = Callable[[Version, list[SetMember]], str]
-"""Digest of a version from its edit set (`mend_core`'s version_digest; the ledger knows no torch)."""
+"""Digest of a version from its edit set (`mend_core`'s version_digest; no torch here)."""
 
 GRACE_SECONDS = 30.0
 _PAGE = 2_000
@@ -38,10 +39,9 @@ def check(
 ) -> list[Finding]:
     """Everything that does not hold; an empty list is what you want.
 
-    Args:
-        deep: Also verify and replay the trail, and walk every version's set.
-        recompute: With it, `deep` also compares every version's digest.
-        grace: Seconds a lease may be over before its rows count as stranded (a sweep frees them).
+    * `deep`: Also verify and replay the trail, and walk every version's set.
+    * `recompute`: With it, `deep` also compares every version's digest.
+    * `grace`: Seconds a lease may be over before its rows count as stranded (a sweep frees them).
     """
     conn.execute(text("SET LOCAL statement_timeout = 0"))
     found: list[Finding] = []
@@ -104,7 +104,7 @@ def _chain(conn: Connection) -> Iterator[Finding]:
 
 
 def _promoted(conn: Connection) -> Iterator[Finding]:
-    """Whatever production or the candidate ever was had passed its gate or an approver's override."""
+    """Whatever production or the candidate ever was had passed its gate, or was overridden."""
     yield from _query(
         conn,
         "promoted-unproven",
@@ -146,7 +146,8 @@ def _alias_history(conn: Connection) -> Iterator[Finding]:
         UNION ALL
         SELECT 'alias ' || m.name || ' of model ' || m.model_id,
                'move ' || m.id || ' does not start where the one before it ended'
-          FROM (SELECT *, lag(to_version_id) OVER (PARTITION BY model_id, name ORDER BY id) AS before
+          FROM (SELECT *, lag(to_version_id)
+                       OVER (PARTITION BY model_id, name ORDER BY id) AS before
                   FROM alias_moves) AS m
          WHERE m.from_version_id IS DISTINCT FROM m.before
         """,
@@ -190,7 +191,8 @@ def _places(conn: Connection) -> Iterator[Finding]:
           FROM p JOIN edits AS e ON e.id = p.edit_id WHERE e.model_id <> p.model_id
         UNION ALL
         SELECT 'model ' || e.model_id,
-               'has ' || count(*) || ' edits of one fact in production: ' || string_agg(e.id::text, ', ')
+               'has ' || count(*) || ' edits of one fact in production: ' || string_agg(e.id::text,
+               ', ')
           FROM p JOIN edits AS e ON e.id = p.edit_id
          GROUP BY e.model_id, e.fact_key HAVING count(*) > 1
         """,
@@ -221,7 +223,8 @@ def _stranded(conn: Connection, grace: float) -> Iterator[Finding]:
         UNION ALL
         SELECT 'edit ' || id, 'is waiting for ' || not_before || ', which is past'
           FROM edits
-         WHERE state = 'submitted' AND not_before < clock_timestamp() - make_interval(secs => :grace)
+         WHERE state = 'submitted'
+           AND not_before < clock_timestamp() - make_interval(secs => :grace)
         """,
         {"grace": grace},
     )
@@ -281,6 +284,13 @@ def _replay(conn: Connection) -> Iterator[Finding]:
             if row.kind == "version.committed":
                 committed[int(data["version"])] = str(data["digest"])
             yield from _step(row.seq, data, states)
+    yield from _compare(conn, states, committed)
+
+
+def _compare(
+    conn: Connection, states: dict[int, str], committed: dict[int, str]
+) -> Iterator[Finding]:
+    """What the trail ends with against the tables."""
     for row in conn.execute(text("SELECT id, state FROM edits ORDER BY id")):
         said = states.pop(int(row.id), None)
         if said is None:
@@ -337,19 +347,7 @@ def _sets(conn: Connection, recompute: Recompute | None) -> Iterator[Finding]:
             if before is None:
                 found = versions.live_set(conn, version.parent_id)
                 before = {one.edit_id: one.factor_digest for one in found}
-            adds, removes = versions.changes(conn, version.id)
-            for one in adds:
-                if before.get(one.edit_id) == one.factor_digest:
-                    yield Finding(
-                        "edit-applied-twice", f"edit {one.edit_id}", f"{thing} adds it again"
-                    )
-            for one in removes:
-                if one.edit_id not in before:
-                    yield Finding(
-                        "edit-applied-twice",
-                        f"edit {one.edit_id}",
-                        f"{thing} removes what is not there",
-                    )
+            yield from _idle_changes(conn, version, before)
         parents[version.id] = present
         if len(parents) > _KEPT_SETS:
             del parents[min(parents)]
@@ -359,3 +357,17 @@ def _sets(conn: Connection, recompute: Recompute | None) -> Iterator[Finding]:
                 yield Finding(
                     "version-digest", thing, f"says {version.digest}, its set gives {digest}"
                 )
+
+
+def _idle_changes(conn: Connection, version: Version, before: dict[int, str]) -> Iterator[Finding]:
+    """Changes that change nothing: an edit added twice, or removed where it is not."""
+    thing = f"version {version.number} of model {version.model_id}"
+    adds, removes = versions.changes(conn, version.id)
+    for one in adds:
+        if before.get(one.edit_id) == one.factor_digest:
+            yield Finding("edit-applied-twice", f"edit {one.edit_id}", f"{thing} adds it again")
+    for one in removes:
+        if one.edit_id not in before:
+            yield Finding(
+                "edit-applied-twice", f"edit {one.edit_id}", f"{thing} removes what is not there"
+            )

@@ -42,7 +42,8 @@ _S = EditState
 def submit(conn: Connection, model_id: int, request: EditRequest, *, actor: str) -> Submitted:
     """Accept one request in one round trip.
 
-    * The idempotency key was seen before: nothing is added; the first edit is returned, `duplicate`.
+    * The idempotency key was seen before: nothing is added; the first edit is returned,
+      `duplicate`.
     * A waiting edit of the same fact is superseded.
     * An edit of the same fact from another source with another target, or a model that asks for
       approval: the new one waits for a person.
@@ -141,7 +142,8 @@ def list_edits(
             f"""
             SELECT {rows.EDIT_COLUMNS} FROM edits AS e
              WHERE (CAST(:model AS bigint) IS NULL OR e.model_id = :model)
-               AND (CAST(:states AS edit_state[]) IS NULL OR e.state = ANY(CAST(:states AS edit_state[])))
+               AND (CAST(:states AS edit_state[]) IS NULL
+                    OR e.state = ANY(CAST(:states AS edit_state[])))
                AND (CAST(:source AS text) IS NULL OR e.source = :source)
                AND (CAST(:search AS text) IS NULL
                     OR strpos(lower(e.prompt || ' ' || e.target), lower(:search)) > 0)
@@ -194,7 +196,15 @@ def cancel(conn: Connection, edit_id: int, *, actor: str, reason: str) -> Edit:
         raise WrongState(
             f"edit {edit_id} is {edit.state}: it is part of a version; use 'mend revert {edit_id}'"
         )
-    return _one(conn, edit, _S.CANCELLED, "edit.cancelled", actor, reason, sets="batch_id = NULL")
+    return _one(
+        conn,
+        edit,
+        _S.CANCELLED,
+        "edit.cancelled",
+        actor=actor,
+        reason=reason,
+        sets="batch_id = NULL",
+    )
 
 
 def approve(conn: Connection, edit_id: int, *, actor: str, reason: str) -> Edit:
@@ -220,7 +230,7 @@ def approve(conn: Connection, edit_id: int, *, actor: str, reason: str) -> Edit:
         text("SELECT CAST(:moment AS timestamptz) > clock_timestamp()"), {"moment": edit.not_before}
     ).scalar_one()
     moved += move(conn, _S.SUBMITTED if later else _S.QUEUED, "e.id = :edit", {"edit": edit_id})
-    _record(conn, "edit.approved", edit, moved, actor, reason)
+    _record(conn, "edit.approved", edit, moved, actor=actor, reason=reason)
     return get(conn, edit_id)
 
 
@@ -231,7 +241,7 @@ def reject(conn: Connection, edit_id: int, *, actor: str, reason: str) -> Edit:
         WrongState: It does not wait for approval.
     """
     edit = _locked(conn, edit_id)
-    return _one(conn, edit, _S.REJECTED, "edit.rejected", actor, reason)
+    return _one(conn, edit, _S.REJECTED, "edit.rejected", actor=actor, reason=reason)
 
 
 def redrive(conn: Connection, edit_id: int, *, actor: str, reason: str) -> Edit:
@@ -243,7 +253,8 @@ def redrive(conn: Connection, edit_id: int, *, actor: str, reason: str) -> Edit:
     edit = _locked(conn, edit_id)
     if edit.state not in {_S.FAILED, _S.QUARANTINED, _S.REVERTED}:
         raise WrongState(
-            f"edit {edit_id} is {edit.state}: only failed, quarantined or reverted edits are redriven"
+            f"edit {edit_id} is {edit.state}: only failed, quarantined or reverted "
+            "edits are redriven"
         )
     lock_submissions(conn, edit.model_id)
     newer = conn.execute(
@@ -256,14 +267,14 @@ def redrive(conn: Connection, edit_id: int, *, actor: str, reason: str) -> Edit:
     if newer is not None:
         raise WrongState(f"edit {newer} of the same fact waits already: cancel one of them")
     moved = move(conn, _S.QUEUED, "e.id = :edit", {"edit": edit_id}, sets=_FRESH)
-    _record(conn, "edit.redriven", edit, moved, actor, reason)
+    _record(conn, "edit.redriven", edit, moved, actor=actor, reason=reason)
     return get(conn, edit_id)
 
 
 def redrive_all(
     conn: Connection, model_id: int, *, actor: str, reason: str, states: Sequence[str] = ("failed",)
 ) -> list[int]:
-    """Redrive every failed (or quarantined) edit of a model whose fact has no newer waiting edit."""
+    """Redrive every failed (or quarantined) edit of a model whose fact has no newer one waiting."""
     chosen = [EditState(one) for one in states]
     if not set(chosen) <= {_S.FAILED, _S.QUARANTINED}:
         raise WrongState("only failed and quarantined edits are redriven together")
@@ -339,20 +350,20 @@ def _one(
     edit: Edit,
     to: EditState,
     kind: str,
+    *,
     actor: str,
     reason: str,
-    *,
     sets: str = "",
 ) -> Edit:
     if to not in EDIT_MOVES[edit.state]:
         raise WrongState(f"edit {edit.id} is {edit.state}: it cannot become {to}")
     moved = move(conn, to, "e.id = :edit", {"edit": edit.id}, sets=sets)
-    _record(conn, kind, edit, moved, actor, reason)
+    _record(conn, kind, edit, moved, actor=actor, reason=reason)
     return get(conn, edit.id)
 
 
 def _record(
-    conn: Connection, kind: str, edit: Edit, moved: list[Moved], actor: str, reason: str
+    conn: Connection, kind: str, edit: Edit, moved: list[Moved], *, actor: str, reason: str
 ) -> None:
     audit.moved(
         conn,

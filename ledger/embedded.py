@@ -1,9 +1,9 @@
 """Our own Postgres: a direct child process, safe against every way its owner can die.
 
 The server listens on a Unix socket in a folder of its own only, keeps fsync on, and gets SIGINT (a
-fast, clean shutdown) from the kernel when its owner dies. Who owns a data folder is settled by a file
-lock, never by process ids: a server found running on a folder whose lock is free is an orphan and is
-stopped. Whether the server is up is asked by connecting.
+fast, clean shutdown) from the kernel when its owner dies. Who owns a data folder is settled by a
+file lock, never by process ids: a server found running on a folder whose lock is free is an orphan
+and is stopped. Whether the server is up is asked by connecting.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class EmbeddedPostgres:
     """A Postgres server that lives and dies with this process.
 
     Args:
-        data_dir: Data folder; made on first start. Its parent holds the lock, the log and, where the
-            path is short enough, the socket.
+        data_dir: Data folder; made on first start. Its parent holds the lock, the log and, where
+            the path is short enough, the socket.
         port: Names the socket file only; nothing listens on TCP.
         databases: Databases to create on start.
         settings: Server settings over `DEFAULT_SETTINGS`.
@@ -207,12 +207,12 @@ class EmbeddedPostgres:
     # -- processes ----------------------------------------------------------------------------
 
     def _environment(self) -> dict[str, str]:
-        """A small environment: no PG* variable of the caller reaches the server; HOME may be empty."""
+        """A small environment: no PG* variable of the caller reaches the server."""
         kept = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
         return {name: os.environ[name] for name in kept if name in os.environ} | {"TZ": "UTC"}
 
     def _initdb(self, programs: Path) -> None:
-        """Make the data folder beside its place and rename it: an interrupted initdb leaves nothing."""
+        """Make the data folder beside its place, then rename: no half-made one is ever used."""
         unfinished = self.data_dir.with_name(f".{self.data_dir.name}.new-{os.getpid()}")
         command = [
             *self.identity.prefix,
@@ -336,7 +336,8 @@ class EmbeddedPostgres:
                 stderr=log,
                 cwd="/",
                 env=self._environment(),
-                # Ctrl-C in a terminal goes to its whole process group; the owner decides when to stop.
+                # Ctrl-C in a terminal goes to its whole process group; the owner decides when to
+                # stop.
                 process_group=0,
                 user=self.identity.uid,
                 group=self.identity.gid,
@@ -378,7 +379,7 @@ def _no_groups(identity: Identity) -> list[int] | None:
 
 
 def _serves(pid: int, data_dir: Path) -> bool:
-    """Whether process `pid` is a live server on `data_dir` (its working folder is the data folder)."""
+    """Whether process `pid` is a live server on `data_dir` (a server works in its data folder)."""
     if pid <= 0:
         return False
     process = Path(f"/proc/{pid}")

@@ -1,7 +1,7 @@
 """Waiting for things to happen, without polling: the NOTIFY channel `mend_events`.
 
-Every audit event is announced there at commit. An announcement is a hint: what counts is the table, so
-after `wait` look there (and look once before waiting).
+Every audit event is announced there at commit. An announcement is a hint: what counts is the
+table, so after `wait` look there (and look once before waiting).
 """
 
 from __future__ import annotations
@@ -42,10 +42,9 @@ class Listener:
         """
         found: list[dict[str, Any]] = []
         try:
-            for notice in self._connection.notifies(timeout=timeout, stop_after=1):
-                found.append(json.loads(notice.payload))
-            for notice in self._connection.notifies(timeout=0):
-                found.append(json.loads(notice.payload))
+            for seconds, count in ((timeout, 1), (0.0, None)):
+                notices = self._connection.notifies(timeout=seconds, stop_after=count)
+                found.extend(json.loads(notice.payload) for notice in notices)
         except psycopg.OperationalError as error:
             raise DatabaseDown(
                 f"the connection that listens for events was lost: {error}"

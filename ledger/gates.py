@@ -72,9 +72,9 @@ def record(
 ) -> Version:
     """Record what the gate said; a version that passes becomes the candidate.
 
-    A version is judged once; a judgement of "inconclusive" may be followed by another (more probes).
-    Where the candidate moved on meanwhile (a rollback), the version passes but does not become it, and
-    its edits are queued again.
+    A version is judged once; a judgement of "inconclusive" may be followed by another (more
+    probes). Where the candidate moved on meanwhile (a rollback), the version passes but does not
+    become it, and its edits are queued again.
 
     Raises:
         WrongState: The version was judged already.
@@ -171,7 +171,8 @@ def decline(conn: Connection, version_id: int, *, actor: str, reason: str) -> Ve
     version = _locked(conn, version_id)
     if version.gate is not GateOutcome.INCONCLUSIVE or version.overridden_by is not None:
         raise WrongState(
-            f"version {version.number} has gate {version.gate}: only an inconclusive one is declined"
+            f"version {version.number} has gate {version.gate}: "
+            "only an inconclusive one is declined"
         )
     last = decisions(conn, version_id)[0]
     conn.execute(
@@ -224,7 +225,7 @@ def decisions(conn: Connection, version_id: int) -> list[dict[str, Any]]:
     return [dict(row._mapping) for row in found]  # noqa: SLF001 - SQLAlchemy's public name for it
 
 
-def _insert(
+def _insert(  # noqa: PLR0917 - one row, its columns in order
     conn: Connection,
     version_id: int,
     outcome: GateOutcome,
@@ -233,12 +234,13 @@ def _insert(
     checks: Sequence[Mapping[str, Any]],
     scores: Mapping[str, Any],
     actor: str,
-    override_reason: str | None,
+    override_reason: str | None = None,
 ) -> None:
     conn.execute(
         text(
             """
-            INSERT INTO gates (version_id, outcome, policy_digest, suite_digest, checks, scores, actor,
+            INSERT INTO gates (version_id, outcome, policy_digest, suite_digest, checks, scores,
+            actor,
                                override_reason)
             VALUES (:version, CAST(:outcome AS gate_outcome), :policy, :suite, :checks, :scores,
                     :actor, :override_reason)

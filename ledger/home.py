@@ -1,8 +1,9 @@
 """Where everything of one installation lies, and which servers it uses.
 
-`MEND_HOME` (default `$XDG_DATA_HOME/mend`, else `~/.local/share/mend`) holds the embedded database, the
-version and factor stores, logs and the endpoint file that tells other processes of the same user where
-the embedded server listens. `DATABASE_URL` and `BROKER_URL` switch to real servers.
+`MEND_HOME` (default `$XDG_DATA_HOME/mend`, else `~/.local/share/mend`) holds the embedded
+database, the version and factor stores, logs and the endpoint file that tells other processes of
+the same user where the embedded server listens. `DATABASE_URL` and `BROKER_URL` switch to real
+servers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Jobs: what a person asks a worker to do beside editing (ask, export, verify, revert, report, …).
 
-A job is a row with a result. It is claimed and kept like a batch: SKIP LOCKED, a lease renewed by a heart,
-a token that refuses a worker that lost it.
+A job is a row with a result. It is claimed and kept like a batch: SKIP LOCKED, a lease renewed by
+a heart, a token that refuses a worker that lost it.
 """
 
 from __future__ import annotations
@@ -242,7 +242,7 @@ def recover(conn: Connection, *, actor: str = "sweep") -> list[int]:
     return [int(row.id) for row in found]
 
 
-def _record(
+def _record(  # noqa: PLR0917 - one event, its parts in order
     conn: Connection,
     kind: str,
     job_id: int,

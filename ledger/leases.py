@@ -1,8 +1,8 @@
 """The right to build a model's next version: one holder at a time, numbered by a fence.
 
-Time is the database's. A lease that ran out may be taken by anyone; taking it first puts right what its
-holder left (`ledger.recovery`). Each take and each committed version moves the fence on, so a holder that
-slept through its lease finds every guarded statement refused.
+Time is the database's. A lease that ran out may be taken by anyone; taking it first puts right
+what its holder left (`ledger.recovery`). Each take and each committed version moves the fence on,
+so a holder that slept through its lease finds every guarded statement refused.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ def take(
 
     A batch that the last holder left open is recovered in the same transaction.
 
-    Args:
-        worker: The worker's instance id (not its name: two workers may share a name).
-        ttl: Seconds until it runs out unless renewed.
+    * `worker`: The worker's instance id (not its name: two workers may share a name).
+    * `ttl`: Seconds until it runs out unless renewed.
 
     Raises:
         NoSuchModel: No model of this id.
@@ -38,7 +37,8 @@ def take(
             UPDATE leases SET worker = :worker, fence = fence + 1, ttl_seconds = :ttl,
                    until = clock_timestamp() + make_interval(secs => :ttl)
              WHERE model_id = (SELECT model_id FROM leases WHERE model_id = :model
-                                  AND (worker IS NULL OR until < clock_timestamp() OR worker = :worker)
+                                  AND (worker IS NULL OR until < clock_timestamp()
+                                       OR worker = :worker)
                                   FOR UPDATE SKIP LOCKED)
             RETURNING fence, until
             """
@@ -60,7 +60,8 @@ def take(
 def renew(conn: Connection, lease: Lease) -> Lease:
     """Extend a lease by its ttl; to be called from a heart beside the work.
 
-    The fence may have moved on by this holder's own commits; the returned lease has the present one.
+    The fence may have moved on by this holder's own commits; the returned lease has the present
+    one.
 
     Raises:
         StaleFence: It was lost; stop working at once.

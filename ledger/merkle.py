@@ -1,6 +1,7 @@
 """RFC 6962 Merkle trees: tree hash and inclusion proofs, the RFC's construction unchanged.
 
-Leaves are hashed with a 0x00 prefix, nodes with 0x01, so that no leaf can pass for a node (section 2.1).
+Leaves are hashed with a 0x00 prefix, nodes with 0x01, so that no leaf can pass for a node (section
+2.1).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Accumulator:
         self.size += 1
 
     def root(self) -> bytes:
-        """Tree hash of what was added so far (section 2.1: the empty tree is the hash of nothing)."""
+        """Tree hash of what was added so far (the empty tree is the hash of nothing)."""
         if not self._peaks:
             return hashlib.sha256(b"").digest()
         value = self._peaks[-1][1]

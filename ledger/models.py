@@ -122,8 +122,7 @@ def register(
 ) -> Model:
     """Register a model, its version 0 (the base: empty set, gate passed by definition) and aliases.
 
-    Args:
-        version_digest: Identity of version 0 (`mend_core`'s version_digest of the empty set).
+    * `version_digest`: Identity of version 0 (`mend_core`'s version_digest of the empty set).
 
     Raises:
         AlreadyExists: The name is taken.
@@ -144,7 +143,8 @@ def register(
             """
             INSERT INTO models (name, source, base_digest, editor_id, composition, policy,
                                 policy_digest, settings, approval, auto_promote, max_attempts)
-            VALUES (:name, :source, :base, :editor, :composition, :policy, :policy_digest, :settings,
+            VALUES (:name, :source, :base, :editor, :composition, :policy, :policy_digest,
+            :settings,
                     :approval, :auto_promote, :max_attempts)
             ON CONFLICT (name) DO NOTHING RETURNING id
             """
@@ -278,9 +278,8 @@ def configure(
 ) -> Model:
     """Change settings of a model; what changed and from what goes to the trail.
 
-    Args:
-        changes: Any of editor_id, composition, policy with policy_digest, settings, approval,
-            auto_promote, max_attempts.
+    * `changes`: Any of editor_id, composition, policy with policy_digest, settings, approval,
+      auto_promote, max_attempts.
 
     Raises:
         RequestInvalid: A name that cannot be changed, or an editor for another base.
@@ -289,7 +288,7 @@ def configure(
     if unknown:
         raise RequestInvalid(
             f"cannot be changed; expected some of {', '.join(sorted(_CHANGEABLE))}",
-            field=sorted(unknown)[0],
+            field=min(unknown),
         )
     before = get(conn, model_id)
     if "editor_id" in changes:

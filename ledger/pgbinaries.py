@@ -116,8 +116,8 @@ def choose_identity(force: RunAs | None = None) -> Identity:
         else:
             return Identity("nobody", (), account.pw_uid, account.pw_gid)
     raise EmbeddedFailed(
-        "Postgres refuses to run as root, user namespaces are off and there is no account 'nobody': "
-        "run as an ordinary user or set DATABASE_URL to a running server"
+        "Postgres refuses to run as root, user namespaces are off and there is no account "
+        "'nobody': run as an ordinary user or set DATABASE_URL to a running server"
     )
 
 

@@ -1,7 +1,7 @@
 """The queue: claims, and what becomes of a claimed edit.
 
-Claims are `FOR UPDATE SKIP LOCKED` along the index `edits_to_claim`, so that their cost does not grow with
-the queue. Everything a worker does to its batch is guarded by its lease.
+Claims are `FOR UPDATE SKIP LOCKED` along the index `edits_to_claim`, so that their cost does not
+grow with the queue. Everything a worker does to its batch is guarded by its lease.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def claim(conn: Connection, lease: Lease, *, limit: int = BATCH_LIMIT) -> Claim 
         text(
             """
             SELECT m.paused, m.base_digest, d.digest AS editor_digest,
-                   (SELECT b.id FROM batches AS b WHERE b.model_id = m.id AND b.state = 'open') AS open
+                   (SELECT b.id FROM batches AS b
+                     WHERE b.model_id = m.id AND b.state = 'open') AS open
               FROM models AS m JOIN editors AS d ON d.id = m.editor_id WHERE m.id = :model
             """
         ),
@@ -159,8 +160,9 @@ def return_claim(
     )
     conn.execute(
         text(
-            "UPDATE batches SET state = CASE WHEN EXISTS (SELECT FROM edits WHERE batch_id = :batch "
-            "AND state = 'applied') THEN 'done'::batch_state ELSE 'returned'::batch_state END, "
+            "UPDATE batches SET state = CASE WHEN EXISTS (SELECT FROM edits "
+            "WHERE batch_id = :batch AND state = 'applied') "
+            "THEN 'done'::batch_state ELSE 'returned'::batch_state END, "
             "finished_at = clock_timestamp() WHERE id = :batch"
         ),
         {"batch": batch_id},
@@ -281,7 +283,7 @@ def fail(
     return _end(conn, lease, batch_id, EditState.FAILED, dict(problems), actor)
 
 
-def _end(
+def _end(  # noqa: PLR0917 - private; two callers above
     conn: Connection,
     lease: Lease,
     batch_id: int,
@@ -374,11 +376,13 @@ def ready(conn: Connection) -> list[int]:
                 SELECT m.id FROM models AS m
                  WHERE (NOT m.paused AND (
                            EXISTS (SELECT FROM edits AS e WHERE e.model_id = m.id
-                                      AND e.state = 'queued'
-                                      AND (e.expires_at IS NULL OR e.expires_at > clock_timestamp()))
+                                AND e.state = 'queued' AND (e.expires_at IS NULL
+                                     OR e.expires_at > clock_timestamp()))
                         OR EXISTS (SELECT FROM edits AS e WHERE e.model_id = m.id
-                                      AND e.state = 'submitted' AND e.not_before <= clock_timestamp())))
-                    OR EXISTS (SELECT FROM batches AS b WHERE b.model_id = m.id AND b.state = 'open')
+                                AND e.state = 'submitted'
+                                AND e.not_before <= clock_timestamp())))
+                    OR EXISTS (SELECT FROM batches AS b
+                                WHERE b.model_id = m.id AND b.state = 'open')
                  ORDER BY m.id
                 """
             )

@@ -1,7 +1,9 @@
 """Putting right what a vanished worker left behind.
 
-What is still claimed goes back to the queue, split in two halves that are claimed apart from everything
-else: should one edit be the reason the worker died (out of memory, a crash in a kernel), halving finds
+What is still claimed goes back to the queue, split in two halves that are claimed apart from
+everything else: should one edit be the reason the worker died (out of memory, a crash in a
+kernel), halving
+    finds
 it while all others go on. Only an edit that was alone when its worker died counts an attempt.
 """
 
@@ -49,7 +51,8 @@ def recover_model(
     else:
         conn.execute(
             text(
-                "UPDATE batches SET state = 'lost', finished_at = clock_timestamp() WHERE id = :batch"
+                "UPDATE batches SET state = 'lost', finished_at = clock_timestamp() "
+                "WHERE id = :batch"
             ),
             {"batch": batch_id},
         )
@@ -115,7 +118,7 @@ def _alone(conn: Connection, model_id: int, edit_id: int) -> list[Moved]:
             "e.id = :edit AND e.state = 'claimed'",
             {
                 "edit": edit_id,
-                "error": f"its worker died {spent.attempts} times while this edit was alone in its batch",
+                "error": f"its worker died {spent.attempts} times while this edit was alone",
             },
             sets="attempts = e.attempts + 1, batch_id = NULL, error = :error",
         )

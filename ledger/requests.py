@@ -1,8 +1,8 @@
 """Edit requests as people send them: validation, and JSONL and CSV files of them.
 
 Every problem names the line, the field and what was expected. A file is taken whole or not at all
-unless `keep_going`. What only a tokenizer can know (does the prompt fit the model, does the target have
-tokens) is checked by the worker, which quarantines that one edit.
+unless `keep_going`. What only a tokenizer can know (does the prompt fit the model, does the target
+have tokens) is checked by the worker, which quarantines that one edit.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Annotated, Any, Self
 
@@ -120,7 +121,11 @@ class EditRequest(BaseModel):
             raise ValueError("expires_at must be later than not_before")
         return self
 
-    @property
+    def model_post_init(self, _context: object, /) -> None:
+        """Work out keys and canonical JSON once, as part of validation."""
+        _ = self.fact_key, self.content
+
+    @cached_property
     def fact_key(self) -> str:
         """Digest naming the fact: subject + relation where both are given, else the prompt."""
         if self.subject and self.relation:
@@ -129,10 +134,7 @@ class EditRequest(BaseModel):
             words = f"p\x1f{_normal(self.prompt)}"
         return hashlib.sha256(words.encode()).hexdigest()[:32]
 
-    def content(self) -> bytes:
-        """Canonical JSON of what is asked for (strings only, ASCII keys: equals RFC 8785)."""
-        return self.content_of(*self.json_lists())
-
+    @cached_property
     def json_lists(self) -> tuple[str, str, str]:
         """Paraphrases, locality and portability as canonical JSON."""
         return (
@@ -141,8 +143,10 @@ class EditRequest(BaseModel):
             _pairs_json(self.portability),
         )
 
-    def content_of(self, paraphrases: str, locality: str, portability: str) -> bytes:
-        """`content` where the lists are JSON already (bulk submission needs them twice)."""
+    @cached_property
+    def content(self) -> bytes:
+        """Canonical JSON of what is asked for (strings only, ASCII keys: equals RFC 8785)."""
+        paraphrases, locality, portability = self.json_lists
         reason = "null" if self.reason is None else _quoted(self.reason)
         relation = "null" if self.relation is None else _quoted(self.relation)
         subject = "null" if self.subject is None else _quoted(self.subject)
@@ -158,7 +162,7 @@ class EditRequest(BaseModel):
         Erasing the salt with the texts leaves a digest from which nothing can be guessed.
         """
         salt = os.urandom(SALT_BYTES)
-        return salt, hashlib.sha256(salt + self.content()).hexdigest()
+        return salt, hashlib.sha256(salt + self.content).hexdigest()
 
 
 def _pairs_json(items: tuple[Asked, ...]) -> str:

@@ -1,8 +1,8 @@
 """What must be kept: holds, and which versions' files may be collected.
 
-Version and edit rows are kept for ever; only files go. A version is needed while an alias names it, it
-could be what production rolls back to, a hold protects it, its gate has not spoken, or it is among the
-newest ones.
+Version and edit rows are kept for ever; only files go. A version is needed while an alias names
+it, it could be what production rolls back to, a hold protects it, its gate has not spoken, or it
+is among the newest ones.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ from sqlalchemy import Row
 from ledger.records import Batch, Edit, Editor, Job, Model, Version, Worker
 from ledger.states import BatchState, EditState, GateOutcome, JobState
 
-EDIT_COLUMNS = """e.id, e.model_id, e.state, e.prompt, e.target, e.subject, e.relation, e.paraphrases,
-    e.locality, e.portability, e.reason, e.source, e.submitted_by, e.idempotency_key, e.fact_key,
+EDIT_COLUMNS = """e.id, e.model_id, e.state, e.prompt, e.target, e.subject, e.relation,
+    e.paraphrases, e.locality, e.portability, e.reason, e.source, e.submitted_by,
+    e.idempotency_key, e.fact_key,
     e.content_digest, e.priority, e.not_before, e.expires_at, e.attempts, e.batch_id, e.cohort,
     e.superseded_by, e.error, e.evidence, e.created_at, e.updated_at"""
 

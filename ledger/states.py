@@ -86,4 +86,4 @@ EDIT_MOVES: dict[EditState | None, frozenset[EditState]] = {
     _S.CANCELLED: frozenset(),
     _S.REJECTED: frozenset(),
 }
-"""Allowed moves; None stands for "not there yet". The trigger `edits_move_is_allowed` keeps them."""
+"""Allowed moves (None: not there yet); the trigger `edits_move_is_allowed` keeps to them."""

@@ -55,7 +55,7 @@ def sweep(conn: Connection, *, actor: str = "sweep") -> Swept:
 
 
 def expire_leases(conn: Connection, *, actor: str = "sweep") -> list[int]:
-    """Free leases that ran out and recover their batches; a lease that is renewed is never touched."""
+    """Free leases that ran out and recover their batches; a renewed lease is never touched."""
     models = [
         int(one)
         for one in conn.execute(

@@ -253,12 +253,7 @@ edits = Table(
             "expires_at IS NOT NULL AND state IN ('submitted', 'awaiting_approval', 'queued')"
         ),
     ),
-    Index(
-        "edits_suspected",
-        "model_id",
-        "cohort",
-        postgresql_where=text("cohort IS NOT NULL AND state = 'queued'"),
-    ),
+    Index("edits_suspected", "cohort", postgresql_where=text("cohort IS NOT NULL")),
     Index("edits_of_batch", "batch_id", postgresql_where=text("batch_id IS NOT NULL")),
     Index(
         "edits_holding_a_fact",

@@ -37,10 +37,9 @@ def move(
 ) -> list[Moved]:
     """Move every edit matching `where` (over alias `e`) to one state.
 
-    Args:
-        where: SQL condition with bind names of `params`.
-        sets: Further assignments, e.g. "batch_id = NULL".
-        skip_locked: Leave edits alone that another transaction holds.
+    * `where`: SQL condition with bind names of `params`.
+    * `sets`: Further assignments, e.g. "batch_id = NULL".
+    * `skip_locked`: Leave edits alone that another transaction holds.
 
     Returns:
         What moved. Row locks are taken in id order, so that two movers cannot deadlock.
@@ -87,7 +86,7 @@ def requeue(
         params,
         sets=f"""{cleared}, superseded_by = (
             SELECT max(n.id) FROM edits AS n WHERE n.model_id = e.model_id
-               AND n.fact_key = e.fact_key AND n.state IN ('submitted', 'queued'))""",
+               AND n.fact_key = e.fact_key AND n.state IN ('submitted', 'queued'))""",  # noqa: S608 - literals of this function
     )
     queued = move(conn, EditState.QUEUED, f"({where}) AND NOT {newer}", params, sets=cleared)
     return superseded + queued

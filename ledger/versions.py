@@ -1,8 +1,8 @@
 """Versions: planning the next one, committing it under the fence, and what is in them.
 
-A version is its parent's edit set with some edits added and some removed. Its number is given at commit,
-under the model's lease, so numbers have no gaps; each commit uses the lease's fence up, so one fence
-makes one version and a stale holder makes none.
+A version is its parent's edit set with some edits added and some removed. Its number is given at
+commit, under the model's lease, so numbers have no gaps; each commit uses the lease's fence up, so
+one fence makes one version and a stale holder makes none.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ def pending(conn: Connection, model_id: int) -> list[Version]:
     """Committed versions whose gate has not spoken yet, oldest first."""
     found = conn.execute(
         text(
-            f"{rows.VERSION_SELECT} WHERE v.model_id = :model AND v.gate = 'pending' ORDER BY v.number"
+            f"{rows.VERSION_SELECT} WHERE v.model_id = :model AND v.gate = 'pending' "
+            "ORDER BY v.number"
         ),
         {"model": model_id},
     )
@@ -196,9 +197,8 @@ def plan(
 ) -> Plan:
     """What the next version is: the batch's factored edits added, what they replace removed.
 
-    Args:
-        batch_id: Batch whose claimed, factored edits are added.
-        remove_edits: Edits to take out besides (revert).
+    * `batch_id`: Batch whose claimed, factored edits are added.
+    * `remove_edits`: Edits to take out besides (revert).
 
     Raises:
         StaleFence: The lease was lost.
@@ -252,7 +252,8 @@ def plan(
 def commit(conn: Connection, lease: Lease, draft: VersionDraft, *, actor: str) -> Committed:
     """Make a built version real, in one transaction: the exactly-once effect.
 
-    The batch's edits become applied, the lease's fence is used up. Use the returned lease from then on.
+    The batch's edits become applied, the lease's fence is used up. Use the returned lease from
+    then on.
 
     Raises:
         StaleFence: The lease was lost or ran out.
@@ -285,8 +286,8 @@ def commit(conn: Connection, lease: Lease, draft: VersionDraft, *, actor: str) -
         text(
             """
             INSERT INTO versions (model_id, number, parent_id, digest, base_digest, editor_digest,
-                                  composition, batch_id, fence, path, bytes, weights_digest, platform,
-                                  edit_count, created_by, meta)
+                                  composition, batch_id, fence, path, bytes, weights_digest,
+                                  platform, edit_count, created_by, meta)
             SELECT :model, max(number) + 1, :parent, :digest, :base, :editor, :composition, :batch,
                    :fence, :path, :bytes, :weights, :platform, :edits, :actor, :meta
               FROM versions WHERE model_id = :model
@@ -347,8 +348,8 @@ def reject(
 ) -> list[int]:
     """After a failed gate: quarantine the culprits, claim the rest of the version again.
 
-    The rest stays in the same open batch (a following `plan` takes it); where that batch is closed it
-    goes back to the queue.
+    The rest stays in the same open batch (a following `plan` takes it); where that batch is closed
+    it goes back to the queue.
 
     Returns:
         Edits that can be built again.
@@ -403,7 +404,8 @@ def record_weights(conn: Connection, version_id: int, weights_digest: str, platf
     """Note the digest of a version's materialised weights with the platform that made them."""
     conn.execute(
         text(
-            "UPDATE versions SET weights_digest = :weights, platform = :platform WHERE id = :version"
+            "UPDATE versions SET weights_digest = :weights, platform = :platform "
+            "WHERE id = :version"
         ),
         {"weights": weights_digest, "platform": platform, "version": version_id},
     )

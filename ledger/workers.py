@@ -67,9 +67,8 @@ def heartbeat(
 ) -> bool:
     """Say that a worker lives; False where the ledger does not know it (register again).
 
-    Args:
-        state: starting, idle, busy or stopping.
-        info: Merged into what is known (model loaded, memory, …).
+    * `state`: starting, idle, busy or stopping.
+    * `info`: Merged into what is known (model loaded, memory, …).
     """
     return bool(
         conn.execute(

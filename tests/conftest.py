@@ -16,6 +16,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from psycopg import sql
+from sqlalchemy.engine import make_url
 
 from ledger import migrate
 from ledger.db import engine_from_url
@@ -36,8 +37,6 @@ class Server:
         self._ready = False
 
     def url(self, database):
-        from sqlalchemy.engine import make_url
-
         return make_url(self.admin_url).set(database=database).render_as_string(hide_password=False)
 
     def _admin(self):
@@ -70,8 +69,6 @@ class Server:
         return self.url(name)
 
     def drop(self, url):
-        from sqlalchemy.engine import make_url
-
         name = make_url(url).database
         with contextlib.suppress(psycopg.Error), self._admin() as admin:
             admin.execute(

@@ -249,9 +249,9 @@ def upgrade() -> None:
     op.create_index(
         "edits_suspected",
         "edits",
-        ["model_id", "cohort"],
+        ["cohort"],
         unique=False,
-        postgresql_where=sa.text("cohort IS NOT NULL AND state = 'queued'"),
+        postgresql_where=sa.text("cohort IS NOT NULL"),
     )
     op.create_index(
         "edits_to_claim",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from uuid import uuid4
 
 import pytest
 
-from ledger import aliases, chunks, edits, gates, leases, models, queue, versions
+from ledger import aliases, batches, chunks, edits, gates, leases, models, queue, versions
 from ledger.db import transaction
 from ledger.records import FactorRecord, VersionDraft
 from ledger.requests import EditRequest
@@ -50,7 +51,8 @@ class Desk:
         return self.do(edits.submit, self.model_id, request, actor=actor)
 
     def submit_n(self, n, start=0, **fields):
-        return [self.submit(f"Fact {i} is", f"T{i}", **fields).edit_id for i in range(start, start + n)]
+        every = range(start, start + n)
+        return [self.submit(f"Fact {i} is", f"T{i}", **fields).edit_id for i in every]
 
     def state(self, edit_id):
         return self.do(edits.get, edit_id).state.value
@@ -98,8 +100,6 @@ class Desk:
 
     def round(self, limit=100, *, promote=True, lease=None):
         """Claim, factor, commit, pass, promote, finish; gives the version."""
-        from ledger import batches
-
         lease = lease or self.lease()
         claim = self.claim(lease, limit=limit)
         self.factor(claim.batch.id)
@@ -113,8 +113,6 @@ class Desk:
 
 
 def digest_of(members):
-    import hashlib
-
     words = "\n".join(sorted(m.factor_digest for m in members))
     return "sha256:" + hashlib.sha256(words.encode()).hexdigest()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ledger import aliases, audit, edits, versions
+import hashlib
+
+from ledger import aliases, audit, doctor, edits, versions
 
 
 def test_edit_goes_live_and_back(desk):
@@ -45,3 +47,20 @@ def test_newer_edit_of_a_fact_replaces_the_older_in_the_version(desk):
     desk.do(aliases.rollback, desk.model_id, actor="op", reason="no")
     assert desk.state(old) == "live"
     assert desk.state(new) == "reverted"
+
+
+def test_doctor_finds_nothing_wrong_with_a_healthy_ledger(desk):
+    desk.submit()
+    desk.round()
+    desk.submit(target="Florbia")
+    desk.round()
+    desk.submit("The king is", "Rufus")
+    desk.do(aliases.rollback, desk.model_id, actor="op", reason="no")
+    assert desk.do(doctor.check, deep=True, recompute=digest_for) == []
+
+
+def digest_for(version, members):
+    if version.number == 0:
+        return version.digest
+    words = "\n".join(sorted(m.factor_digest for m in members))
+    return "sha256:" + hashlib.sha256(words.encode()).hexdigest()
