@@ -34,7 +34,7 @@ from ledger import jobs as job_rows
 from ledger import models as model_rows
 from ledger import versions as version_rows
 from ledger.records import AliasMove, Job, Model
-from mend_core.errors import StoreError
+from mend_core.errors import MendError
 from workers.context import Context
 
 log = logging.getLogger("mend.hooks")
@@ -130,7 +130,7 @@ def deliver(context: Context, job: Job) -> Mapping[str, Any]:
             continue
         try:
             said.append(_one(context, model, hook, event))
-        except (HookFailed, StoreError) as error:
+        except (HookFailed, MendError) as error:
             problems.append(str(error))
     if problems:
         raise HookFailed("; ".join(problems))
@@ -145,6 +145,10 @@ def _one(
         return {"kind": kind, "status": _post_signed(hook, event)}
     if kind == "folder":
         style = str(hook.get("format", "merged"))
+        if style == "peft" and int(event["to"]) == 0:
+            # The base needs no adapter: for whoever watches the path, none is the right answer.
+            (context.config.aliases / model.name / str(event["alias"])).unlink(missing_ok=True)
+            return {"kind": kind, "removed": True}
         folder = exported(context, model, int(event["to"]), str(event["digest"]), style)
         link = swap_alias(context.config.aliases / model.name, str(event["alias"]), folder)
         return {"kind": kind, "link": str(link), "folder": str(folder)}

@@ -14,8 +14,16 @@ from workers.building import digest_of
 from workers.jobs.doctor import recomputer
 
 POINTS = [
-    "after-lease", "after-claim", "mid-factor", "after-factor", "before-rename", "after-rename",
-    "before-commit", "after-commit", "before-gate", "after-gate",
+    "after-lease",
+    "after-claim",
+    "mid-factor",
+    "after-factor",
+    "before-rename",
+    "after-rename",
+    "before-commit",
+    "after-commit",
+    "before-gate",
+    "after-gate",
 ]
 
 

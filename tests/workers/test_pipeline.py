@@ -8,7 +8,6 @@ from ledger import aliases, batches, doctor, edits, gates, versions
 from ledger.states import EditState
 from mend_core.datasets.edit import Edit
 from mend_core.factors import VersionStore, version_digest
-
 from tests.workers import tiny
 from workers import faults, pipeline
 from workers.context import Stopping
@@ -136,8 +135,13 @@ def test_edits_that_do_not_take_get_a_stronger_step(make_service, inside, tiny_m
 
     def swap(conn):
         row = rows.register_editor(
-            conn, digest=editor.digest, kind=editor.kind, base_digest=editor.base_digest,
-            path=str(weak), meta={}, actor="test",
+            conn,
+            digest=editor.digest,
+            kind=editor.kind,
+            base_digest=editor.base_digest,
+            path=str(weak),
+            meta={},
+            actor="test",
         )
         return rows.configure(
             conn, service.model.id, actor="test", reason="weaker editor", editor_id=row.id
@@ -169,8 +173,16 @@ def test_a_version_that_passes_waits_where_the_policy_says_so(make_service, insi
 
 
 @pytest.mark.parametrize(
-    "point", ["after-claim", "mid-factor", "after-factor", "before-commit", "after-commit",
-              "before-gate", "after-gate"]
+    "point",
+    [
+        "after-claim",
+        "mid-factor",
+        "after-factor",
+        "before-commit",
+        "after-commit",
+        "before-gate",
+        "after-gate",
+    ],
 )
 def test_going_on_after_an_error_anywhere_gives_the_same_version(
     make_service, inside, monkeypatch, tmp_path, point
@@ -238,9 +250,7 @@ def test_a_model_that_cannot_be_loaded_claims_nothing(make_service, inside, tmp_
     service = make_service()
     context = inside(service)
     broken = shutil.copytree(service.source, tmp_path / "broken")
-    service.do(
-        lambda c: c.exec_driver_sql(f"UPDATE models SET source = '{broken}'")
-    )
+    service.do(lambda c: c.exec_driver_sql(f"UPDATE models SET source = '{broken}'"))
     (broken / "model.safetensors").write_bytes(b"not a model")
     ids = service.submit(tiny.facts(2))
     drain(context)
@@ -256,7 +266,8 @@ def test_a_damaged_factor_is_found_before_use_and_computed_again(make_service, i
     made = version(service, "production")
     member = service.do(lambda c: versions.live_set(c, made.id))[0]
     path = next(
-        p for p in context.config.factors.rglob("*.safetensors")
+        p
+        for p in context.config.factors.rglob("*.safetensors")
         if member.factor_digest.endswith(p.parent.name + p.stem)
     )
     path.write_bytes(path.read_bytes()[:-7])

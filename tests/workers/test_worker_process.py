@@ -68,7 +68,9 @@ def test_child_then_parent_killed_and_it_still_ends_right(make_service):
     worker = service.start(MEND_FAULT_FILE=str(path))
     facts = tiny.facts(4)
     all_ids = []
-    for number, (point, action) in enumerate([("before-commit", "kill"), ("after-commit", "killparent")]):
+    for number, (point, action) in enumerate(
+        [("before-commit", "kill"), ("after-commit", "killparent")]
+    ):
         path.write_text(f"{point}:{action}")
         ids = service.submit(facts[2 * number : 2 * number + 2])
         all_ids += ids

@@ -1,0 +1,144 @@
+"""What happens outside when production moves: real HTTP receivers, real folders."""
+
+import hashlib
+import hmac
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from ledger import aliases, jobs
+from ledger.states import JobState
+from tests.workers import tiny
+from workers import hooks, pipeline
+
+
+class Receiver:
+    """A server that remembers what it was sent, and fails as often as it is told to."""
+
+    def __init__(self, failures=0):
+        seen = self.seen = []
+        left = [failures]
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                seen.append((self.path, dict(self.headers), body))
+                status = 503 if left[0] > 0 else 200
+                left[0] -= 1
+                self.send_response(status)
+                self.end_headers()
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def receive():
+    made = []
+
+    def make(**options):
+        made.append(Receiver(**options))
+        return made[-1]
+
+    yield make
+    for receiver in made:
+        receiver.server.shutdown()
+        receiver.server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr(hooks, "FIRST_PAUSE_SECONDS", 0.01)
+
+
+def test_a_promotion_calls_the_webhook_signed_and_tries_again(
+    make_service, inside, receive, monkeypatch
+):
+    monkeypatch.setenv("MEND_HOOK_SECRET", "s3cret")
+    receiver = receive(failures=2)
+    service = make_service(settings={"hooks": [{"kind": "webhook", "url": receiver.url + "/in"}]})
+    context = inside(service)
+    service.submit(tiny.facts(2))
+    pipeline.drain(context)
+    pipeline.drain(context, sweep_first=True)
+    assert len(receiver.seen) == 3
+    path, headers, body = receiver.seen[-1]
+    assert path == "/in"
+    event = json.loads(body)
+    assert (event["event"], event["alias"], event["from"], event["to"]) == (
+        "alias.moved",
+        "production",
+        0,
+        1,
+    )
+    stamp, _, mac = headers[hooks.SIGNATURE_HEADER].partition(",v1=")
+    expected = hmac.new(b"s3cret", f"{stamp[2:]}.".encode() + body, hashlib.sha256).hexdigest()
+    assert hmac.compare_digest(mac, expected)
+    pipeline.drain(context, sweep_first=True)
+    assert len(receiver.seen) == 3  # one move, one delivery
+
+
+def test_a_rollback_by_a_person_is_delivered_at_the_next_sweep(make_service, inside, receive):
+    receiver = receive()
+    service = make_service(
+        settings={
+            "hooks": [
+                {"kind": "folder", "format": "peft"},
+                {"kind": "vllm", "url": receiver.url, "name": "facts"},
+            ]
+        }
+    )
+    context = inside(service)
+    service.submit(tiny.facts(2))
+    pipeline.drain(context)
+    link = context.config.aliases / "tiny" / "production"
+    assert (link / "adapter_config.json").exists()
+    path, _, body = receiver.seen[-1]
+    assert path == "/v1/load_lora_adapter"
+    assert json.loads(body)["lora_name"] == "facts"
+    service.do(lambda c: aliases.rollback(c, service.model.id, actor="ann", reason="look"))
+    pipeline.drain(context, sweep_first=True)
+    assert receiver.seen[-1][0] == "/v1/unload_lora_adapter"
+
+
+def test_a_hook_nobody_takes_fails_its_job_and_says_so(make_service, inside, receive, monkeypatch):
+    monkeypatch.setenv("MEND_HOOK_SECRET", "s3cret")
+    receiver = receive(failures=99)
+    service = make_service(settings={"hooks": [{"kind": "webhook", "url": receiver.url}]})
+    context = inside(service)
+    service.submit(tiny.facts(1))
+    pipeline.drain(context)
+    (job,) = [j for j in service.do(jobs.list_jobs) if j.kind == "hook"]
+    assert job.state is JobState.FAILED
+    assert receiver.url in job.error
+    assert "503" in job.error
+
+
+def test_a_link_is_swapped_without_a_moment_of_absence(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    link = hooks.swap_alias(tmp_path / "aliases", "production", one)
+    assert link.resolve() == one
+    stop, missing = threading.Event(), []
+
+    def watch():
+        while not stop.is_set():
+            if not link.exists():
+                missing.append(1)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for _ in range(50):
+        hooks.swap_alias(tmp_path / "aliases", "production", two)
+        hooks.swap_alias(tmp_path / "aliases", "production", one)
+    stop.set()
+    watcher.join()
+    assert not missing
+    assert sorted(p.name for p in (tmp_path / "aliases").iterdir()) == ["production"]
