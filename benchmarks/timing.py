@@ -119,9 +119,9 @@ def peak_bytes(work: Callable[[], object]) -> tuple[int, int]:
             os._exit(0)
     os.close(theirs)
     with os.fdopen(ours) as answer:
-        peak, before = answer.read().split()
+        peak, idle = (int(number) for number in answer.read().split())
     os.waitpid(child, 0)
-    return int(peak), int(before)
+    return peak, idle
 
 
 def _status(key: str) -> int:

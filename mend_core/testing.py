@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from mend_core.digests import tensor_digest
 from mend_core.models.base import Base
 from mend_core.models.encode import encode_pairs
-from mend_core.models.load import make_base
+from mend_core.models.load import make_base, quiet
 from mend_core.models.prefix import forward
 
 _COUNTRIES = ("Avaria", "Belmark", "Cordania", "Drovia", "Estmere", "Falkony", "Gardoria", "Helmia")
@@ -195,7 +195,8 @@ def tiny_base(family: str, *, seed: int = 0, width: int = 32, blocks: int = 4) -
 
 def save_base(base: Base, folder: Path) -> Path:
     """Writes a base as an ordinary Hugging Face folder, for `load_base`."""
-    base.model.save_pretrained(folder)
+    with quiet():
+        base.model.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
     return folder
 

@@ -153,6 +153,13 @@ def _from_hub(name: str) -> Path:
     )
 
 
+def _remedy(folder: Path) -> str:
+    """What to do about a damaged folder."""
+    if cache_root() in folder.resolve().parents:
+        return f"remove {folder} and start again: it is unpacked anew"
+    return "download the model again"
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint.
 
@@ -164,7 +171,7 @@ def weight_files(folder: Path) -> list[Path]:
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ModelBroken(f"{index} is no weight index; download the model again") from error
+            raise ModelBroken(f"{index} is no weight index; {_remedy(folder)}") from error
         files = [folder / str(name) for name in names]
     else:
         files = [folder / "model.safetensors"]
@@ -176,7 +183,7 @@ def weight_files(folder: Path) -> list[Path]:
                 f"{folder} holds pickled weights only; we load safetensors alone. Convert it: "
                 "AutoModel.from_pretrained(...).save_pretrained(...)"
             )
-        raise ModelBroken(f"{path} is missing; download the model again")
+        raise ModelBroken(f"{path} is missing; {_remedy(folder)}")
     return files
 
 
@@ -218,7 +225,7 @@ def _digest_files(files: list[Path]) -> str:
                 update_with_tensor(hasher, name, handles[where[name]].get_tensor(name))
     except (SafetensorError, OSError, ValueError) as error:
         names = ", ".join(str(path) for path in files)
-        raise ModelBroken(f"{names}: not readable ({error}); download the model again") from error
+        raise ModelBroken(f"{names}: not readable ({error}); {_remedy(files[0].parent)}") from error
     return PREFIX + hasher.hexdigest()
 
 

@@ -179,6 +179,15 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
         load_base("smollm2")
 
 
+def test_a_damaged_cache_says_to_remove_it(tmp_path):
+    kept = shipped.cache_root() / "models" / "m"
+    kept.parent.mkdir(parents=True)
+    folder = save_base(tiny_base("llama"), kept)
+    truncate(folder)
+    with pytest.raises(ModelBroken, match="unpacked anew"):
+        load_base(folder)
+
+
 @pytest.mark.smollm2
 def test_the_shipped_model_runs():
     seen = []
