@@ -56,29 +56,59 @@ COMMANDS: dict[str, Entry] = {
     "redrive": Entry("requests", EDITS, "Queue failed or quarantined edits again."),
     "pause": Entry("requests", EDITS, "Stop claiming a model's edits; accepting goes on."),
     "resume": Entry("requests", EDITS, "Claim a paused model's edits again."),
-    "revert": Entry("changes", EDITS, "Make a version without some edits, as if never applied."),
+    "revert": Entry(
+        "changes",
+        EDITS,
+        "Make a version without some edits, exactly as if they had never been there.",
+    ),
     "versions": Entry("registry", VERSIONS, "List the versions of a model."),
     "lineage": Entry("registry", VERSIONS, "Show a version's parents down to the base."),
-    "diff": Entry("changes", VERSIONS, "Compare two versions: edits, matrices, answers."),
+    "diff": Entry(
+        "changes",
+        VERSIONS,
+        "Compare two versions: edits in and out, matrices changed, answers that differ.",
+    ),
     "promote": Entry("registry", VERSIONS, "Put a proven version into production."),
     "rollback": Entry("registry", VERSIONS, "Take production back to an earlier version."),
     "alias": Entry("registry", VERSIONS, "List, move and protect aliases."),
     "history": Entry("registry", VERSIONS, "Show every move of a model's aliases."),
     "gate": Entry("registry", VERSIONS, "Show a version's gate, override or decline it."),
-    "ask": Entry("changes", VERSIONS, "Ask a version something."),
-    "report": Entry("changes", VERSIONS, "Write a version's report, HTML or JSON."),
-    "export": Entry("changes", VERSIONS, "Write a version as a LoRA adapter or a model folder."),
-    "verify": Entry("changes", VERSIONS, "Recompute a version's digests from its files."),
-    "rebase": Entry("changes", VERSIONS, "Replay all live edits on a new base."),
-    "gc": Entry("changes", VERSIONS, "Delete files that nothing needs any more."),
-    "hold": Entry("changes", VERSIONS, "Keep a version's files whatever gc would do."),
-    "serve": Entry("tools", VERSIONS, "Serve versions over an OpenAI-style HTTP API."),
+    "ask": Entry(
+        "changes",
+        VERSIONS,
+        "Ask a version something; it answers freely (greedy, until it stops by itself).",
+    ),
+    "report": Entry(
+        "changes",
+        VERSIONS,
+        "Write a version's report: one self-contained HTML page, or JSON when the name ends so.",
+    ),
+    "export": Entry("changes", VERSIONS, "Write a version as a LoRA adapter or as a model folder."),
+    "verify": Entry(
+        "changes",
+        VERSIONS,
+        "Recompute a version's digests from its files, and its weights from its factors.",
+    ),
+    "rebase": Entry(
+        "changes",
+        VERSIONS,
+        "Replay all live edits on a new base; report which no longer hold or are not needed.",
+    ),
+    "gc": Entry(
+        "changes", VERSIONS, "Delete files that no alias, parent chain, hold or live edit needs."
+    ),
+    "hold": Entry("changes", VERSIONS, "Keep a version's files whatever `mend gc` would do."),
+    "serve": Entry(
+        "tools", VERSIONS, "Serve versions over an OpenAI-style HTTP API, hot-swapped on promotion."
+    ),
     "model": Entry("models", MODELS, "Register models, list and configure them."),
     "editor": Entry("models", MODELS, "Train, register and list editors."),
     "suite": Entry("models", MODELS, "Add probe suites to a model and list them."),
-    "bench": Entry("tools", MODELS, "Run the project's benchmarks."),
+    "bench": Entry(
+        "tools", MODELS, "Run the project's benchmarks; every number in the README comes from one."
+    ),
     "audit": Entry("proof", PROOF, "Verify, export and prove the audit trail."),
-    "jobs": Entry("changes", PROOF, "List what workers were asked to do."),
+    "jobs": Entry("changes", PROOF, "List what workers were asked to do beside editing."),
 }
 
 

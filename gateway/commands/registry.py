@@ -270,6 +270,8 @@ def history(
     """
     with open_session() as session, session.transaction() as connection:
         chosen = find_model(connection, model)
+        if alias is not None:
+            aliases.get(connection, chosen.id, alias)  # a typo must not look like no history
         moves = aliases.history(connection, chosen.id, alias)
     emit(
         moves,
