@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from mend_core.errors import StoreError, StoreFull
@@ -159,13 +159,21 @@ def write_folder_atomic(folder: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # The format wants at least one tensor.
+    return plain or {"empty": torch.zeros(0, dtype=torch.int8)}
+
+
 def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: str) -> bytes:
     """A safetensors file's bytes with one metadata key, ``mend``.
 
     One key only: with more, the format's bytes are not deterministic.
     """
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    if not plain:  # the format wants at least one tensor
-        plain = {"empty": torch.zeros(0, dtype=torch.int8)}
-    data: bytes = save(plain, metadata={"mend": metadata})
+    data: bytes = save(_plain(tensors), metadata={"mend": metadata})
     return data
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: str) -> None:
+    """The same, straight into a file nobody reads yet (the caller syncs it)."""
+    save_file(_plain(tensors), path, metadata={"mend": metadata})

@@ -169,12 +169,11 @@ class Accumulators:
                 named[f"{name}|gram"] = gram[_triangle(gram.shape[0])]
         return named
 
-    def to_bytes(self) -> tuple[bytes, str]:
-        """A safetensors file's bytes, and the digest."""
+    def packed(self) -> tuple[dict[str, Tensor], str, str]:
+        """What a file holds: tensors, the header as text, and the digest."""
         tensors = self.tensors()
         digest = tensor_digest(tensors, self.header())
-        text = json.dumps({**self.header(), "digest": digest}, sort_keys=True)
-        return safetensors_bytes(tensors, text), digest
+        return tensors, json.dumps({**self.header(), "digest": digest}, sort_keys=True), digest
 
     def save(self, path: Path) -> None:
         """Writes one safetensors file, atomically.
@@ -182,7 +181,8 @@ class Accumulators:
         Raises:
             StoreFull: No room left.
         """
-        write_atomic(path, self.to_bytes()[0])
+        tensors, text, _ = self.packed()
+        write_atomic(path, safetensors_bytes(tensors, text))
 
     @staticmethod
     def load(path: Path, grid: Grid) -> Accumulators:

@@ -18,7 +18,7 @@ from mend_core.factors.accumulators import Accumulators, read_file
 from mend_core.factors.compose import Composition
 from mend_core.factors.grid import Grid
 from mend_core.factors.store import FactorStore
-from mend_core.files import temporary, write_folder_atomic
+from mend_core.files import temporary, write_folder_atomic, write_safetensors
 
 _MANIFEST = "manifest.json"
 _SUMS = "accumulators.safetensors"
@@ -111,7 +111,7 @@ class VersionStore:
                 os.utime(folder)  # a collector that runs now must see that somebody wants it
                 return digest
         sums = version.accumulators
-        data, sums_digest = sums.to_bytes() if sums is not None else (None, None)
+        packed = sums.packed() if sums is not None else None
         body: dict[str, Any] = {
             "kind": "mend.version.1",
             "digest": digest,
@@ -120,7 +120,7 @@ class VersionStore:
             "composition": dict(version.composition),
             "factors": sorted(set(version.factors)),
             "parent": version.parent,
-            "accumulators": sums_digest,
+            "accumulators": packed[2] if packed else None,
             "weights": version.weights_digest,
             "platform": version.platform,
             "notes": dict(version.notes),
@@ -128,8 +128,8 @@ class VersionStore:
         text = json.dumps({**body, "manifest": json_digest(body)}, indent=1, sort_keys=True)
 
         def fill(work: Path) -> None:
-            if data is not None:
-                (work / _SUMS).write_bytes(data)
+            if packed is not None:
+                write_safetensors(work / _SUMS, packed[0], packed[1])
             (work / _MANIFEST).write_text(text + "\n")
 
         write_folder_atomic(folder, fill)
