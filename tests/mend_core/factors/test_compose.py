@@ -83,6 +83,38 @@ def test_the_same_set_gives_the_same_bits(kind, edits):
     torch.set_num_threads(threads)
 
 
+def test_matrices_solved_side_by_side_give_the_same_bits():
+    generator = torch.Generator().manual_seed(2)
+    raw = [
+        FactorRows(
+            f"e{n}",
+            {
+                f"m{k}.weight": Rows(
+                    torch.randn(5 * k + 1, 30, generator=generator),
+                    torch.randn(5 * k + 1, 20, generator=generator),
+                )
+                for k in range(5)
+            },
+        )
+        for n in range(6)
+    ]
+    grid = Grid.calibrate(raw)
+    factors = [grid.encode(f) for f in raw]
+    guard = {"m1.weight": torch.eye(30, dtype=torch.float64), "m4.weight": torch.eye(30).double()}
+    composition = Composition("ridge", {"*": 0.5}, guard)
+    alone = compose(composition, grid, None, factors)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        for _ in range(3):
+            together = compose(composition, grid, None, factors)
+            assert list(together) == list(alone)
+            assert all(torch.equal(together[name], alone[name]) for name in alone)
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_reverting_one_edit_gives_the_version_without_it():
     grid, factors = make(60)
     composition = Composition("ridge", {"*": 1.0})
