@@ -72,8 +72,8 @@ def transaction(engine: Engine) -> Iterator[Connection]:
 
     Raises:
         DatabaseDown: The server does not answer or the connection was lost. Where it was lost
-            during the commit, the transaction may or may not have been committed: repeat only what is
-            idempotent.
+            during the commit, the transaction may or may not have been committed: repeat only
+            what is idempotent.
     """
     try:
         with engine.begin() as connection:

@@ -119,6 +119,7 @@ class EmbeddedPostgres:
         """
         if self.pid is not None and self.alive():
             return self
+        self._end_process(STOP_TIMEOUT_SECONDS)  # ours, but dying or deaf
         deadline = time.monotonic() + timeout
         self._make_folders()
         self._take_lock()
@@ -136,19 +137,24 @@ class EmbeddedPostgres:
 
     def stop(self, timeout: float = STOP_TIMEOUT_SECONDS) -> None:
         """Shut down: fast (SIGINT), then immediate (SIGQUIT), then by force."""
-        process, self._process = self._process, None
-        if process is not None:
-            for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
-                if process.poll() is not None:
-                    break
-                process.send_signal(number)
-                try:
-                    process.wait(timeout)
-                except subprocess.TimeoutExpired:
-                    continue
+        self._end_process(timeout)
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def _end_process(self, timeout: float) -> None:
+        """End our server and reap it: a zombie would keep the lock files of its number valid."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
+            if process.poll() is not None:
+                return
+            process.send_signal(number)
+            try:
+                process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                continue
 
     def __enter__(self) -> Self:
         """Start."""
@@ -258,7 +264,7 @@ class EmbeddedPostgres:
                 pid = 0
             if not _serves(pid, self.data_dir):
                 pid_file.unlink(missing_ok=True)
-                return
+                break
             if time.monotonic() > deadline:
                 raise EmbeddedFailed(
                     f"an orphaned server (process {pid}) on {self.data_dir} does not stop: "
@@ -266,6 +272,9 @@ class EmbeddedPostgres:
                 )
             os.kill(pid, signal.SIGINT)
             time.sleep(POLL_SECONDS)
+        # Its socket's lock file may name a number that was given away, or a zombie's.
+        for left in self.socket_dir.glob(".s.PGSQL.*"):
+            left.unlink(missing_ok=True)
 
     def _launch(self, programs: Path, deadline: float) -> None:
         command = [

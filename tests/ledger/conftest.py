@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from uuid import uuid4
 
+import psycopg
 import pytest
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
 
-from ledger import aliases, batches, chunks, edits, gates, leases, models, queue, versions
-from ledger.db import transaction
+from ledger import (
+    aliases,
+    batches,
+    chunks,
+    edits,
+    gates,
+    leases,
+    migrate,
+    models,
+    queue,
+    versions,
+)
+from ledger.db import engine_from_url, transaction
+from ledger.home import libpq, normalise_url
 from ledger.records import FactorRecord, VersionDraft
 from ledger.requests import EditRequest
 
 BASE = "sha256:" + "b" * 64
 EDITOR = "sha256:" + "e" * 64
+LOCAL_SERVER = "postgresql://postgres@127.0.0.1:5432/postgres"
 
 
 class Desk:
@@ -53,6 +70,15 @@ class Desk:
     def submit_n(self, n, start=0, **fields):
         every = range(start, start + n)
         return [self.submit(f"Fact {i} is", f"T{i}", **fields).edit_id for i in every]
+
+    def sql(self, statement, **params):
+        with transaction(self.engine) as conn:
+            found = conn.execute(text(statement), params)
+            return found.all() if found.returns_rows else found.rowcount
+
+    def expire_lease(self):
+        """What waiting past the lease would do, without waiting."""
+        self.sql("UPDATE leases SET until = clock_timestamp() - interval '1 minute'")
 
     def state(self, edit_id):
         return self.do(edits.get, edit_id).state.value
@@ -125,3 +151,26 @@ def desk(engine):
 @pytest.fixture
 def new_desk(engine):
     return lambda **settings: Desk(engine, **settings)
+
+
+@pytest.fixture(params=["embedded", "server"])
+def any_desk(request):
+    """The desk on our embedded Postgres, and again on an ordinary server where one answers."""
+    if request.param == "embedded":
+        admin = request.getfixturevalue("embedded_postgres").url("mend")
+    else:
+        admin = normalise_url(os.environ.get("DATABASE_URL", LOCAL_SERVER))
+        try:
+            psycopg.connect(libpq(admin), connect_timeout=2).close()
+        except psycopg.OperationalError as error:
+            pytest.skip(f"no ordinary Postgres server answers ({str(error).splitlines()[0]})")
+    name = f"mendtest_{os.getpid()}_{uuid4().hex[:8]}"
+    with psycopg.connect(libpq(admin), autocommit=True) as conn:
+        conn.execute(f"CREATE DATABASE {name}")
+    url = make_url(admin).set(database=name).render_as_string(hide_password=False)
+    migrate.upgrade(url)
+    engine = engine_from_url(url, pool_size=10)
+    yield Desk(engine)
+    engine.dispose()
+    with psycopg.connect(libpq(admin), autocommit=True) as conn:
+        conn.execute(f"DROP DATABASE {name} WITH (FORCE)")

@@ -1,0 +1,143 @@
+"""Accepting requests: keys, facts, times, approval, one by one and in bulk."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from ledger import audit, doctor, edits, queue
+from ledger.db import transaction
+from ledger.errors import NoSuchEdit, NoSuchModel, RequestInvalid, WrongState
+from ledger.requests import EditRequest
+
+PAST = datetime(2020, 1, 1, tzinfo=UTC)
+FUTURE = datetime.now(UTC) + timedelta(days=30)
+
+
+def many(desk, *requests, actor="ann"):
+    return desk.do(edits.submit_many, desk.model_id, requests, actor=actor)
+
+
+def test_a_known_key_returns_the_first(desk):
+    first = desk.submit(idempotency_key="k")
+    again = desk.submit("Something else", "entirely", idempotency_key="k")
+    assert again.duplicate
+    assert again.edit_id == first.edit_id
+    assert len(desk.do(edits.list_edits)) == 1
+
+
+def test_newer_supersedes_waiting_and_contradiction_waits(desk):
+    old = desk.submit(target="Glorbia")
+    new = desk.submit(target="Florbia")
+    assert new.superseded == (old.edit_id,)
+    assert desk.state(old.edit_id) == "superseded"
+    rival = desk.submit(target="Norbia", source="wiki")
+    assert rival.state == "awaiting_approval"
+    assert rival.contradicts == new.edit_id
+    agreeing = desk.submit(target=" florbia ", source="wiki")
+    assert agreeing.state == "queued"
+    with pytest.raises(WrongState, match="someone else"):
+        desk.do(edits.approve, rival.edit_id, actor="ann", reason="mine")
+    desk.do(edits.approve, rival.edit_id, actor="bob", reason="checked")
+    assert desk.state(rival.edit_id) == "queued"
+    assert desk.state(agreeing.edit_id) == "superseded"
+
+
+def test_subject_and_relation_name_the_fact(desk):
+    a = desk.submit("The capital of X is", "A", subject="X", relation="capital")
+    b = desk.submit("X's capital city is", "B", subject="x ", relation="Capital")
+    assert b.superseded == (a.edit_id,)
+
+
+def test_times(desk):
+    later = desk.submit(not_before=FUTURE)
+    assert later.state == "submitted"
+    assert desk.submit("Fact 1 is", "T", not_before=PAST).state == "queued"
+    with pytest.raises(RequestInvalid, match="past"):
+        desk.submit("Fact 2 is", "T", expires_at=PAST)
+    dying = desk.submit("Fact 3 is", "T", expires_at=FUTURE).edit_id
+    desk.sql("UPDATE edits SET expires_at = clock_timestamp() WHERE id = :e", e=dying)
+    desk.sql("UPDATE edits SET not_before = clock_timestamp() WHERE id = :e", e=later.edit_id)
+    assert desk.do(queue.expire) == [dying]
+    assert desk.do(queue.release_due) == [later.edit_id]
+    assert desk.state(dying) == "cancelled"
+    assert desk.do(doctor.check, deep=True) == []
+
+
+def test_model_with_approval(new_desk):
+    desk = new_desk(approval=True)
+    one = desk.submit().edit_id
+    two = desk.submit("Fact is", "T").edit_id
+    assert desk.state(one) == "awaiting_approval"
+    desk.do(edits.approve, one, actor="bob", reason="fine")
+    desk.do(edits.reject, two, actor="bob", reason="wrong")
+    assert [desk.state(one), desk.state(two)] == ["queued", "rejected"]
+    with pytest.raises(WrongState):
+        desk.do(edits.approve, two, actor="bob", reason="again")
+
+
+def test_cancel_and_redrive(desk):
+    one = desk.submit().edit_id
+    desk.do(edits.cancel, one, actor="ann", reason="typo")
+    assert desk.state(one) == "cancelled"
+    with pytest.raises(WrongState):
+        desk.do(edits.redrive, one, actor="ann", reason="no")
+    with pytest.raises(NoSuchEdit, match="mend edits"):
+        desk.do(edits.cancel, 999_999, actor="ann", reason="x")
+    with pytest.raises(NoSuchModel):
+        desk.do(edits.submit, 999, EditRequest(prompt="a", target="b"), actor="ann")
+
+
+def test_bulk_same_rules_as_single(desk):
+    desk.submit("Fact 0 is", "old", idempotency_key="k0")
+    done = many(
+        desk,
+        EditRequest(prompt="Fact 0 is", target="new"),  # supersedes the waiting one
+        EditRequest(prompt="Fact 1 is", target='a\tb\\n\n"é"', idempotency_key="k1"),
+        EditRequest(prompt="Fact 1 is", target="c"),  # same fact, later in the file
+        EditRequest(prompt="whatever", target="x", idempotency_key="k0"),  # duplicate
+        EditRequest(prompt="Fact 0 is", target="other", source="wiki"),  # contradiction
+        EditRequest(prompt="Fact 2 is", target="t", paraphrases=("p\\q",), locality=("l",)),
+    )
+    assert (done.accepted, done.duplicates, done.superseded, done.awaiting_approval) == (5, 1, 2, 1)
+    found = desk.do(edits.get_many, done.edit_ids)
+    texts = {one.prompt: one for one in found if one.state == "queued"}
+    assert texts["Fact 0 is"].target == "new"
+    assert texts["Fact 1 is"].target == "c"
+    assert texts["Fact 2 is"].paraphrases == ("p\\q",)
+    assert texts["Fact 2 is"].locality == (("l", None),)
+    assert desk.do(edits.get, done.edit_ids[1]).target == 'a\tb\\n\n"é"'
+    assert desk.do(doctor.check, deep=True) == []
+
+
+def test_bulk_is_one_event_and_all_or_nothing(desk):
+    before = desk.do(audit.verify).events
+    requests = [EditRequest(prompt=f"Fact {i} is", target="t") for i in range(500)]
+    done = many(desk, *requests)
+    assert desk.do(audit.verify).events == before + 1
+    event = desk.do(edits.history, done.edit_ids[250])[0]
+    assert event.data["count"] == 500
+    bad = EditRequest(prompt="Fact x is", target="t", expires_at=PAST)
+    good = EditRequest(prompt="Fact y is", target="t")
+    with pytest.raises(RequestInvalid):
+        many(desk, good, bad)
+    assert len(desk.do(edits.list_edits, limit=10_000)) == 500
+
+
+def test_contents_are_fixed_and_edits_are_kept(desk):
+    one = desk.submit().edit_id
+    with transaction(desk.engine) as conn:
+        for statement in (
+            "UPDATE edits SET target = 'evil'",
+            "DELETE FROM edits",
+            "UPDATE edits SET state = 'live'",
+        ):
+            with pytest.raises(DBAPIError), conn.begin_nested():
+                conn.execute(text(statement))
+    desk.do(edits.cancel, one, actor="ann", reason="erase me")
+    desk.do(edits.erase, one, actor="op", reason="GDPR")
+    assert desk.do(edits.get, one).prompt == "(erased)"
+    assert desk.do(doctor.check, deep=True) == []
