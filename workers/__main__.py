@@ -14,7 +14,7 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m workers",
-        description="Run a worker (builds and proves versions), or beat (sweeps every few seconds).",
+        description="Run a worker (builds and proves versions) or beat (sweeps every few seconds).",
     )
     parser.add_argument("role", choices=("worker", "beat"))
     parser.add_argument("--database-url", help="ledger; default: the environment's DATABASE_URL")

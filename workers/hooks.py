@@ -203,7 +203,7 @@ def exported(context: Context, model: Model, number: int, digest: str, style: st
 
 
 def swap_alias(folder: Path, alias: str, target: Path) -> Path:
-    """Point ``folder/alias`` at `target`, atomically: a reader sees the old or the new, never none."""
+    """Point ``folder/alias`` at `target`, atomically: readers see the old or the new."""
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{alias}.{uuid.uuid4().hex}"
     part.symlink_to(target)

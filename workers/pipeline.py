@@ -233,7 +233,14 @@ class Build:
         else:
             follow = self._finish
         promoted = self.context.transact(
-            lambda conn: conclude(conn, self.context, self.model, version, verdict, follow)
+            lambda conn: conclude(
+                conn,
+                self.context,
+                model=self.model,
+                version=version,
+                verdict=verdict,
+                follow=follow,
+            )
         )
         faults.point("after-gate")
         log.info(
@@ -366,6 +373,7 @@ def judge_of(
 def conclude(
     conn: Connection,
     context: Context,
+    *,
     model: Model,
     version: Version,
     verdict: Verdict,

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 import uvicorn
@@ -214,48 +214,45 @@ def _head(kind: str, name: str, target: Target) -> dict[str, Any]:
     }
 
 
-def make_api(serving: Serving) -> FastAPI:
-    """The HTTP API over a `Serving`."""
-    api = FastAPI(title="Mend playground server", docs_url="/docs")
+ANSWERS: tuple[tuple[type[Exception], int], ...] = (
+    (NotFound, 404),
+    (DatabaseDown, 503),
+    (EditError, 400),
+    (MendError, 500),
+)
+"""HTTP status of each kind of refusal; its sentence is the answer."""
 
-    def find(name: str) -> Target:
-        try:
-            return serving.target(name)
-        except NotFound as error:
-            raise HTTPException(404, str(error)) from error
-        except DatabaseDown as error:
-            raise HTTPException(503, str(error)) from error
 
-    def run(target: Target, prompts: Sequence[str], tokens: int) -> list[tuple[str, int, int]]:
-        try:
-            return serving.complete(target, prompts, tokens)
-        except EditError as error:
-            raise HTTPException(400, str(error)) from error
+def _refuse(status: int) -> Callable[[Any, Exception], JSONResponse]:
+    def answer(_request: Any, error: Exception) -> JSONResponse:
+        return JSONResponse({"error": {"message": str(error), "type": "mend_error"}}, status)
 
-    @api.exception_handler(MendError)
-    def broken(_request: Any, error: MendError) -> JSONResponse:
-        return JSONResponse({"error": {"message": str(error), "type": "mend_error"}}, 500)
+    return answer
 
-    @api.get("/health")
-    def health() -> dict[str, str]:
+
+class Api:
+    """The endpoints over a `Serving`; each runs in a thread of the server's pool."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+
+    def health(self) -> dict[str, str]:
+        """The process answers."""
         return {"status": "ok"}
 
-    @api.get("/v1/models")
-    def models() -> dict[str, Any]:
-        try:
-            names = serving.names()
-        except DatabaseDown as error:
-            raise HTTPException(503, str(error)) from error
+    def models(self) -> dict[str, Any]:
+        """The registered models."""
+        names = self._serving.names()
         data = [{"id": name, "object": "model", "owned_by": "mend"} for name in names]
         return {"object": "list", "data": data}
 
-    @api.post("/v1/completions", response_model=None)
-    def completions(request: CompletionRequest) -> dict[str, Any] | StreamingResponse:
+    def completions(self, request: CompletionRequest) -> dict[str, Any] | StreamingResponse:
+        """Go on from a prompt."""
         prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
         if not 1 <= len(prompts) <= PROMPTS_LIMIT:
             raise HTTPException(400, f"prompt: give 1 to {PROMPTS_LIMIT} texts")
-        target = find(request.model)
-        done = run(target, prompts, request.max_tokens)
+        target = self._serving.target(request.model)
+        done = self._serving.complete(target, prompts, request.max_tokens)
         choices = [
             {"index": i, "text": cut[0], "finish_reason": cut[1], "logprobs": None}
             for i, cut in enumerate(_cut(d[0], request.stop) for d in done)
@@ -265,10 +262,11 @@ def make_api(serving: Serving) -> FastAPI:
             return StreamingResponse(_stream(head, choices), media_type="text/event-stream")
         return head | {"choices": choices, "usage": _usage(done)}
 
-    @api.post("/v1/chat/completions", response_model=None)
-    def chat(request: ChatRequest) -> dict[str, Any] | StreamingResponse:
-        target = find(request.model)
-        done = run(target, [_chat_prompt(target.warm, request.messages)], request.max_tokens)
+    def chat(self, request: ChatRequest) -> dict[str, Any] | StreamingResponse:
+        """Answer a conversation."""
+        target = self._serving.target(request.model)
+        prompt = _chat_prompt(target.warm, request.messages)
+        done = self._serving.complete(target, [prompt], request.max_tokens)
         text, reason = _cut(done[0][0].strip(), request.stop)
         message = {"role": "assistant", "content": text}
         head = _head("chatcmpl", request.model, target)
@@ -279,6 +277,16 @@ def make_api(serving: Serving) -> FastAPI:
         choice = {"index": 0, "message": message, "finish_reason": reason}
         return head | {"object": "chat.completion", "choices": [choice], "usage": _usage(done)}
 
+
+def make_api(serving: Serving) -> FastAPI:
+    """The HTTP API over a `Serving`."""
+    api, ends = FastAPI(title="Mend playground server"), Api(serving)
+    for kind, status in ANSWERS:
+        api.add_exception_handler(kind, _refuse(status))
+    api.get("/health")(ends.health)
+    api.get("/v1/models")(ends.models)
+    api.post("/v1/completions", response_model=None)(ends.completions)
+    api.post("/v1/chat/completions", response_model=None)(ends.chat)
     return api
 
 

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -183,7 +184,7 @@ class Chaos:
         )
 
     def broker_gone(self) -> None:
-        """Take the broker's whole schema away; back it comes, or a restarted worker makes a new one."""
+        """Take the broker's schema away; back it comes, or a restarted worker makes a new one."""
         self._admin("ALTER SCHEMA pgmq RENAME TO pgmq_gone")
         try:
             time.sleep(2.0)
@@ -207,7 +208,7 @@ class Chaos:
             f"time.time = lambda: real() + {self.random.choice([-1, 1]) * SKEW_SECONDS}\n"
         )
         skewed = self.service.start(
-            name="skewed", PYTHONPATH=f"{folder}:{os.getcwd()}", MEND_FAULT_FILE=str(self.arm)
+            name="skewed", PYTHONPATH=f"{folder}:{Path.cwd()}", MEND_FAULT_FILE=str(self.arm)
         )
         self._retire(skewed)
 
@@ -250,6 +251,7 @@ class Chaos:
         """Strike `count` times; wait after each until everything is decided."""
         self.extra = []
         self.keep_up()
+        self.service.ask(["The river in city1"])  # up, and the broker's tables are made
         for number, (kind, batch) in enumerate(self.plan(count)):
             self.round = number
             began = time.monotonic()

@@ -10,7 +10,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tests.chaos.harness import Service
 from tests.workers import tiny
+from workers.child import open_context
+from workers.settings import Settings
 
 torch.set_num_threads(1)
 
@@ -32,8 +35,6 @@ def tiny_editor(tiny_model, tmp_path_factory):
 @pytest.fixture
 def inside():
     """Opens a worker's context in the test's own process: the pipeline without Celery."""
-    from workers.child import open_context
-    from workers.settings import Settings
 
     opened = []
 
@@ -60,7 +61,6 @@ def inside():
 @pytest.fixture
 def make_service(ledger_url, tiny_model, tiny_editor, tmp_path):
     """Makes services on a fresh database; ends all their processes afterwards."""
-    from tests.chaos.harness import Service
 
     made = []
 

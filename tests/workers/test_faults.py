@@ -1,4 +1,5 @@
 import errno
+import os
 
 import pytest
 
@@ -30,7 +31,7 @@ def test_a_fault_fires_once_where_a_marker_is_given(monkeypatch, tmp_path):
     monkeypatch.setenv("MEND_FAULT", "before-commit:enospc")
     monkeypatch.setenv("MEND_FAULT_ONCE", str(marker))
     faults.point("after-commit")
-    with pytest.raises(OSError) as raised:
+    with pytest.raises(OSError, match="No space left") as raised:
         faults.point("before-commit")
     assert raised.value.errno == errno.ENOSPC
     assert faults.marker_text(marker).startswith("before-commit")
@@ -38,7 +39,6 @@ def test_a_fault_fires_once_where_a_marker_is_given(monkeypatch, tmp_path):
 
 
 def test_rename_points_sit_around_the_publishing_rename(monkeypatch, tmp_path):
-    import os
 
     for name in ("rename", "replace"):
         monkeypatch.setattr(os, name, getattr(os, name))
@@ -47,11 +47,11 @@ def test_rename_points_sit_around_the_publishing_rename(monkeypatch, tmp_path):
     folder = tmp_path / "versions"
     folder.mkdir()
     (tmp_path / "a").write_text("a")
-    os.replace(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "a").replace(tmp_path / "b")
     with pytest.raises(RuntimeError, match="before-rename"):
-        os.rename(tmp_path / "b", folder / "b")
+        (tmp_path / "b").rename(folder / "b")
     assert (tmp_path / "b").exists()
     monkeypatch.setenv("MEND_FAULT", "after-rename:raise")
     with pytest.raises(RuntimeError, match="after-rename"):
-        os.rename(tmp_path / "b", folder / "b")
+        (tmp_path / "b").rename(folder / "b")
     assert (folder / "b").exists()

@@ -4,11 +4,17 @@ import json
 import threading
 
 import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
 from ledger import doctor, jobs, models, versions
 from ledger.states import EditState, JobState
 from tests.workers import tiny
 from workers import pipeline
+from workers.building import build
+from workers.context import Held
+from workers.factoring import help_any
 from workers.jobs import HANDLERS, handler_of
 from workers.jobs.doctor import recomputer
 
@@ -76,7 +82,6 @@ def test_revert_is_as_if_the_edit_had_never_been_there(ready, inside):
     made = ready.do(lambda c: versions.find(c, ready.model.id, "production"))
     members = ready.do(lambda c: versions.live_set(c, made.id))
     assert {m.edit_id for m in members} == set(ready.ids) - {out}
-    from workers.building import build
 
     warm = ready.context.models.get(ready.model)
     never = build(warm, parent=None, parent_set=(), adds=[m.factor_digest for m in members])
@@ -105,9 +110,6 @@ def test_verify_finds_an_altered_version(ready):
 # peft still reads a name that transformers has renamed.
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 def test_merged_and_peft_exports_answer_like_the_version(ready, tmp_path):
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
     merged = ready.run("export", folder=str(tmp_path / "merged"), format="merged").result
     adapter = ready.run("export", folder=str(tmp_path / "peft"), format="peft").result
@@ -167,7 +169,6 @@ def test_collect_keeps_what_is_needed(ready):
 
 
 def test_a_job_that_needs_a_busy_model_is_tried_again(ready, inside):
-    from workers.context import Held
 
     other = inside(ready)
     held = Held.take(other, ready.model.id)
@@ -189,7 +190,6 @@ def test_two_workers_share_the_factors_of_one_batch(make_service, inside):
     ids = service.submit(tiny.facts(16))
     for context in (one, two):
         context.models.get(service.model)
-    from workers.factoring import help_any
 
     helped, done = [], threading.Event()
 

@@ -5,11 +5,14 @@ import shutil
 import pytest
 
 from ledger import aliases, batches, doctor, edits, gates, versions
+from ledger import models as rows
 from ledger.states import EditState
 from mend_core.datasets.edit import Edit
-from mend_core.factors import VersionStore, version_digest
+from mend_core.editors import load_editor
+from mend_core.factors import VersionStore, version_digest, weights_digest
 from tests.workers import tiny
 from workers import faults, pipeline
+from workers.building import build, digest_of
 from workers.context import Stopping
 from workers.jobs.doctor import recomputer
 
@@ -81,13 +84,11 @@ def test_the_order_and_split_of_batches_do_not_change_a_version(make_service, in
     assert whole.number == 2
     # The same factors in one set, built at once from nothing, in another order.
     members = service.do(lambda c: versions.live_set(c, whole.id))
-    from workers.building import build
 
     warm = context.models.get(service.model)
     digests = [m.factor_digest for m in members]
     once = build(warm, parent=None, parent_set=(), adds=digests[::-1])
     assert once.digest == whole.digest
-    from mend_core.factors import weights_digest
 
     assert weights_digest(once.weights) == whole.weights_digest
     assert other.id != service.model.id
@@ -128,8 +129,6 @@ def test_edits_that_do_not_take_get_a_stronger_step(make_service, inside, tiny_m
     weak = tmp_path / "weak.safetensors"
     tiny.make_editor(tiny_model, weak, learning_rate=0.03)
     service = make_service()
-    from ledger import models as rows
-    from mend_core.editors import load_editor
 
     editor = load_editor(weak)
 
@@ -193,10 +192,7 @@ def test_going_on_after_an_error_anywhere_gives_the_same_version(
     marker = tmp_path / "fired"
     monkeypatch.setenv("MEND_FAULT", f"{point}:raise")
     monkeypatch.setenv("MEND_FAULT_ONCE", str(marker))
-    try:
-        drain(context)
-    except RuntimeError as error:
-        assert "fault point" in str(error)
+    drain(context)
     assert faults.marker_text(marker).startswith(point)
     drain(context)
     drain(context)
@@ -205,7 +201,6 @@ def test_going_on_after_an_error_anywhere_gives_the_same_version(
     warm = context.models.get(service.model)
     members = service.do(lambda c: versions.live_set(c, made.id))
     assert {m.edit_id for m in members} == set(ids)
-    from workers.building import digest_of
 
     assert digest_of(warm, [m.factor_digest for m in members]) == made.digest
     check(service, context)

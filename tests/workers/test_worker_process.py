@@ -5,16 +5,17 @@ import signal
 import socket
 
 import pytest
+from sqlalchemy import text
 
 from ledger import doctor, versions, workers
 from ledger.states import EditState
 from tests.chaos.harness import is_running
 from tests.workers import tiny
+from workers.jobs.doctor import recomputer
+from workers.settings import Settings
 
 
 def healthy(service):
-    from workers.jobs.doctor import recomputer
-    from workers.settings import Settings
 
     config = Settings(service.url, "pgmq://", service.home, "doctor")
     assert service.do(lambda c: doctor.check(c, deep=True, recompute=recomputer(config))) == []
@@ -42,7 +43,6 @@ def test_a_lost_wake_up_costs_one_sweep(make_service):
     service.start()
     service.ask(["The capital of country1"])  # the worker is up
     # Work that nobody announces: no NOTIFY, so no wake-up.
-    from sqlalchemy import text
 
     ids = service.submit(tiny.facts(1))
     service.decided(ids)

@@ -43,7 +43,7 @@ def make_model(folder: Path, seed: int = 0) -> Path:
     )
     model = LlamaForCausalLM(config)
     with torch.no_grad():
-        # A random model's answers hang on the last word alone; wider embeddings make prompts differ.
+        # A random model's answers hang on the last word; wider embeddings make prompts differ.
         model.model.embed_tokens.weight.mul_(20.0)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

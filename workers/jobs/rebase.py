@@ -85,6 +85,7 @@ def try_on(
 def _register(
     context: Context,
     old: Model,
+    *,
     name: str,
     base: Base,
     source: str,
@@ -193,6 +194,13 @@ def rebase(context: Context, job: Job) -> Mapping[str, Any]:
         raise JobInvalid("rebase: field 'name' is missing: what should the new model be called?")
     wanted = [r for r in rows if fates[str(r.id)][0] in ("holds", "no_longer_holds")]
     _, submitted = _register(
-        context, old, name, base, source, editor, path, [_request(r) for r in wanted]
+        context,
+        old,
+        name=name,
+        base=base,
+        source=source,
+        editor=editor,
+        path=path,
+        requests=[_request(r) for r in wanted],
     )
     return result | {"submitted": submitted}

@@ -92,7 +92,14 @@ def _revert(
     verdict.suite.save(context.config.suites)
     done = version
     promoted = context.transact(
-        lambda conn: conclude(conn, context, model, done, verdict, lambda _: None)
+        lambda conn: conclude(
+            conn,
+            context,
+            model=model,
+            version=done,
+            verdict=verdict,
+            follow=lambda _: None,
+        )
     )
     if promoted:
         hooks.submit_due(context)
