@@ -3,11 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mend_core.datasets.edit import Edit
 from mend_core.errors import EmptyBatch, NonFinite, NoSuchMatrix, PromptEmpty, TargetUnreachable
 from mend_core.factors import extract
-from mend_core.factors.extract import subject_position
+from mend_core.factors.extract import _batches, subject_position
 from mend_core.models import PrefixCache, encode_pairs, forward
 from mend_core.testing import FAMILIES, tiny_base
 
@@ -190,3 +192,15 @@ def test_batch_size_does_not_change_the_order(tiny):
         assert torch.equal(rows.edit, other.edit)
         assert torch.equal(rows.position, other.position)
         assert torch.allclose(rows.u, other.u, atol=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=80), st.integers(1, 32))
+def test_every_sequence_runs_once_with_little_padding(lengths, batch_size):
+    sizes = torch.tensor(lengths)
+    batches = list(_batches(sizes, batch_size))
+    assert sorted(torch.cat(batches).tolist()) == list(range(len(lengths)))
+    for batch in batches:
+        assert 0 < len(batch) <= batch_size
+        if len(batch) > 4:
+            assert sizes[batch].max() * len(batch) <= 1.1 * sizes[batch].sum()
