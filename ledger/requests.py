@@ -57,10 +57,10 @@ def _text(value: object) -> object:
     return value
 
 
-Text = Annotated[str, BeforeValidator(_text)]
-Prompt = Annotated[Text, Field(min_length=1, max_length=MAX_PROMPT)]
-Target = Annotated[Text, Field(min_length=1, max_length=MAX_TARGET)]
-Name = Annotated[Text, Field(min_length=1, max_length=MAX_NAME)]
+Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT), BeforeValidator(_text)]
+Target = Annotated[str, Field(min_length=1, max_length=MAX_TARGET), BeforeValidator(_text)]
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME), BeforeValidator(_text)]
+Reason = Annotated[str, Field(max_length=MAX_TARGET), BeforeValidator(_text)]
 
 
 class Asked(BaseModel):
@@ -101,7 +101,7 @@ class EditRequest(BaseModel):
     paraphrases: Annotated[tuple[Prompt, ...], Field(max_length=MAX_LIST)] = ()
     locality: Annotated[tuple[AskedItem, ...], Field(max_length=MAX_LIST)] = ()
     portability: Annotated[tuple[AskedItem, ...], Field(max_length=MAX_LIST)] = ()
-    reason: Annotated[Text, Field(max_length=MAX_TARGET)] | None = None
+    reason: Reason | None = None
     source: Name = "manual"
     idempotency_key: Name | None = None
     priority: Annotated[int, Field(ge=-PRIORITY_LIMIT, le=PRIORITY_LIMIT)] = 0

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
 from psycopg import sql
 from sqlalchemy.engine import make_url
 
@@ -24,6 +25,12 @@ from ledger.embedded import EmbeddedPostgres
 from ledger.home import libpq, normalise_url
 
 _numbers = itertools.count(1)
+
+# Two shared cores are slow at times, which is no finding; the same examples on every run.
+settings.register_profile(
+    "mend", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("mend")
 
 
 class Server:

@@ -9,6 +9,7 @@ LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
 DECLARE
     double_value double precision;
     plain numeric;
+    shorter numeric;
     digits text;
     exponent integer;
 BEGIN
@@ -16,20 +17,31 @@ BEGIN
         RETURN trim_scale(value)::text;
     END IF;
     double_value := value::double precision;
-    -- float8's text is the shortest that reads back; ECMAScript prints the same digits.
     plain := trim_scale(double_value::text::numeric);
     IF plain = 0 THEN
         RETURN '0';
-    ELSIF abs(plain) >= 1e-6 AND abs(plain) < 1e21 THEN
-        RETURN plain::text;
     END IF;
-    digits := rtrim(ltrim(replace(abs(plain)::text, '.', ''), '0'), '0');
     exponent := floor(log(abs(plain)))::integer;
     -- log may round at powers of ten: settle it by comparing.
     IF abs(plain) >= (10::numeric ^ (exponent + 1)) THEN
         exponent := exponent + 1;
     ELSIF abs(plain) < (10::numeric ^ exponent) THEN
         exponent := exponent - 1;
+    END IF;
+    digits := rtrim(ltrim(replace(abs(plain)::text, '.', ''), '0'), '0');
+    -- Postgres prints the closest short text, ECMAScript the shortest: it may be one digit less.
+    IF length(digits) > 15 THEN
+        shorter := trim_scale(round(plain, length(digits) - 2 - exponent));
+        -- (near the end of the range, rounding may leave it)
+        IF abs(shorter) <= 1.7976931348623157e308 THEN
+            IF shorter::double precision = double_value THEN
+                plain := shorter;
+                digits := rtrim(ltrim(replace(abs(plain)::text, '.', ''), '0'), '0');
+            END IF;
+        END IF;
+    END IF;
+    IF abs(plain) >= 1e-6 AND abs(plain) < 1e21 THEN
+        RETURN plain::text;
     END IF;
     RETURN CASE WHEN plain < 0 THEN '-' ELSE '' END
         || left(digits, 1)

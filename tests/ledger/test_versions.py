@@ -1,0 +1,129 @@
+"""Promotion, rollback, gates, retention: nothing unproven gets out, anything can be undone."""
+
+from __future__ import annotations
+
+import pytest
+
+from ledger import aliases, batches, doctor, edits, gates, leases, retention, sweep, versions
+from ledger.errors import (
+    AliasProtected,
+    NoSuchVersion,
+    RequestInvalid,
+    Unproven,
+    VersionCollected,
+    WrongState,
+)
+
+
+def half(desk, outcome):
+    """A version built and judged, its batch still open."""
+    lease = desk.lease()
+    claim = desk.claim(lease)
+    desk.factor(claim.batch.id)
+    done = desk.build(lease, claim.batch.id)
+    desk.judge(done.version.id, outcome)
+    return done.lease, claim.batch.id, done.version
+
+
+def healthy(desk):
+    assert desk.do(doctor.check, deep=True) == []
+
+
+def test_failed_gate_quarantines_culprits_and_the_rest_goes_on(desk):
+    ids = desk.submit_n(4)
+    lease, batch, version = half(desk, "fail")
+    with pytest.raises(Unproven, match="gate fail"):
+        desk.promote(version.id)
+    evidence = {ids[2]: {"reason": "broke 3 probes", "items": ["a", "b"]}}
+    again = desk.do(versions.reject, lease, version.id, evidence, actor="w")
+    assert again == [ids[0], ids[1], ids[3]]
+    assert desk.do(edits.get, ids[2]).evidence["items"] == ["a", "b"]
+    done = desk.build(lease, batch)
+    desk.judge(done.version.id)
+    desk.promote(done.version.id)
+    desk.do(batches.finish, done.lease, batch, actor="w")
+    assert [desk.state(one) for one in ids] == ["live", "live", "quarantined", "live"]
+    assert (done.version.number, done.version.parent_number) == (2, 0)
+    healthy(desk)
+
+
+def test_worker_lost_after_a_failed_gate(desk):
+    ids = desk.submit_n(2)
+    half(desk, "fail")
+    desk.expire_lease()
+    desk.do(sweep.sweep)
+    assert {desk.state(one) for one in ids} == {"queued"}
+    healthy(desk)
+
+
+def test_inconclusive_waits_for_a_person(desk):
+    one = desk.submit().edit_id
+    lease, batch, version = half(desk, "inconclusive")
+    desk.do(batches.finish, lease, batch, actor="w")
+    desk.do(leases.release, lease)
+    healthy(desk)
+    with pytest.raises(RequestInvalid):
+        desk.do(gates.override, version.id, actor="boss", reason=" ")
+    over = desk.do(gates.override, version.id, actor="boss", reason="looked at all 40")
+    assert over.proven
+    desk.promote(version.id)
+    assert desk.state(one) == "live"
+    two = desk.submit("Fact is", "T").edit_id
+    lease, batch, version = half(desk, "inconclusive")
+    desk.do(batches.finish, lease, batch, actor="w")
+    desk.do(gates.decline, version.id, actor="boss", reason="no")
+    assert desk.state(two) == "quarantined"
+    healthy(desk)
+
+
+def test_protected_alias_needs_a_second_person(desk):
+    desk.submit()
+    version = desk.round(promote=False)
+    desk.do(aliases.protect, desk.model_id, "production", True, actor="op", reason="audit")
+    for approver in (None, "op"):
+        with pytest.raises(AliasProtected):
+            desk.promote(version.id, approved_by=approver)
+    desk.promote(version.id, approved_by="boss")
+    move = desk.do(aliases.history, desk.model_id, "production")[0]
+    assert (move.from_number, move.to_number, move.approved_by) == (0, 1, "boss")
+    with pytest.raises(RequestInvalid):
+        desk.do(aliases.move, desk.model_id, "Base!", version.id, actor="op", reason="x")
+    desk.do(aliases.move, desk.model_id, "staging", version.id, actor="op", reason="x")
+    assert desk.do(versions.find, desk.model_id, "staging").number == 1
+    assert desk.do(versions.find, desk.model_id, "previous").number == 0
+    with pytest.raises(NoSuchVersion, match="versions 0 to 1"):
+        desk.do(versions.find, desk.model_id, "17")
+    healthy(desk)
+
+
+def test_revert_gives_the_digest_of_the_remaining_set(desk):
+    a = desk.submit("Fact a is", "A").edit_id
+    first = desk.round()
+    b = desk.submit("Fact b is", "B").edit_id
+    desk.round()
+    lease = desk.lease()
+    done = desk.build(lease, remove_edits=[b])
+    assert done.version.digest == first.digest
+    desk.judge(done.version.id)
+    desk.promote(done.version.id)
+    assert [desk.state(a), desk.state(b)] == ["live", "reverted"]
+    with pytest.raises(WrongState, match="nothing to revert"):
+        desk.do(versions.plan, done.lease, remove_edits=[b])
+    healthy(desk)
+
+
+def test_retention_keeps_what_is_needed(desk):
+    made = []
+    for number in range(6):
+        desk.submit(f"Fact {number} is", "T")
+        made.append(desk.round())
+    desk.do(retention.hold, made[1].id, actor="legal", reason="case 7")
+    free = desk.do(retention.collectable, desk.model_id, keep_last=1, keep_moves=2)
+    assert [one.number for one in free] == [1, 3, 4]
+    with pytest.raises(WrongState, match="needed"):
+        desk.do(retention.mark_collected, made[5].id, actor="gc")
+    desk.do(retention.mark_collected, made[2].id, actor="gc")
+    with pytest.raises(VersionCollected, match="kept version"):
+        desk.do(aliases.rollback, desk.model_id, to_version_id=made[2].id, actor="op", reason="x")
+    assert made[2].path not in desk.do(retention.needed_paths)
+    healthy(desk)
