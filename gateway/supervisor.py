@@ -188,6 +188,9 @@ class Supervisor:
             "DATABASE_URL": self._database_url,
             "BROKER_URL": self.options.broker_url or "pgmq://",
             "PYTHONUNBUFFERED": "1",
+            # Threads of a matrix product that wait must sleep: on a busy machine spinning ones
+            # take the very core the others need.
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         }
 
     def _postgres(self) -> Spec:
