@@ -7,6 +7,7 @@ from mend_core.editors.ke import KeConfig, KeEditor
 from mend_core.editors.malmen import MalmenConfig, MalmenEditor
 from mend_core.editors.mend import MendConfig, MendEditor
 from mend_core.editors.ridge import RidgeEditor
+from mend_core.editors.subject import SubjectConfig, SubjectEditor
 from mend_core.editors.ultra import UltraConfig, UltraEditor
 from mend_core.factors import Delta
 
@@ -26,6 +27,8 @@ __all__ = [
     "MendConfig",
     "MendEditor",
     "RidgeEditor",
+    "SubjectConfig",
+    "SubjectEditor",
     "UltraConfig",
     "UltraEditor",
     "load_editor",

@@ -1,0 +1,304 @@
+"""Values found by optimisation at the subject's last token, in middle blocks (MEMIT family).
+
+Where the hypernetworks read one gradient, this editor takes several steps: per edit it looks for
+vectors added to the edited matrices' outputs at the subject's last token that make the base answer
+the target, in turn with each of a few neutral texts before the prompt. Keys are the matrices'
+inputs at that token, one per text, so the stored association does not hang on what stands before.
+Keys and values are rows like any other: stored, summed and removed, composed by ridge least squares
+with the Gram matrix of ordinary text protected.
+
+Each edit is optimised alone (Adam works element by element), whatever batch it comes in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mend_core.datasets.edit import Edit
+from mend_core.editors.calibration import calibration_edits
+from mend_core.editors.finetune import answer_logits
+from mend_core.editors.ridge import RidgeEditor, generic_gram, mean_norm, prompt_keys
+from mend_core.errors import EditError, EditorMismatch, EmptyBatch, NonFinite
+from mend_core.factors import Composition, FactorRows, Grid, Rows
+from mend_core.factors.extract import subject_position
+from mend_core.models import Base, Encoded, Matrix, PrefixCache, encode_edits
+
+CHUNK = 16
+"""Edits optimised together."""
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectConfig:
+    """Settings; defaults from a prototype on a 30-block Llama.
+
+    Attributes:
+        prefixes: Texts before the prompt; the first should be empty.
+        steps: Optimiser steps, one prefix each in turn.
+        lr: Adam's rate, as a share of the root mean square of the matrix' output.
+        ridge: λ as a share of the mean squared key length.
+        protect: Rows the generic Gram matrix counts as, in the same unit of key length.
+    """
+
+    prefixes: tuple[str, ...] = (
+        "",
+        "The report was published on Monday. ",
+        "People often ask about it. ",
+    )
+    steps: int = 15
+    lr: float = 0.3
+    ridge: float = 0.01
+    protect: float = 10.0
+
+
+class SubjectEditor(RidgeEditor):
+    """Optimised values at subject tokens; see the module."""
+
+    kind: ClassVar[str] = "subject"
+
+    def __init__(
+        self,
+        base_digest: str,
+        shapes: Mapping[str, tuple[int, int]],
+        config: SubjectConfig,
+        scale: Mapping[str, float],
+        *,
+        grid: Grid,
+        composition: Composition,
+    ) -> None:
+        super().__init__(base_digest, shapes, grid=grid, composition=composition, tokens="all")
+        self.config = config
+        self.scale = dict(scale)
+
+    @classmethod
+    def create(
+        cls,
+        base: Base,
+        config: SubjectConfig | None = None,
+        *,
+        matrices: Sequence[str] | None = None,
+        texts: Sequence[str] | None = None,
+        edits: Sequence[Edit] | None = None,
+    ) -> SubjectEditor:
+        """Make an editor; there is nothing to train.
+
+        Args:
+            base: The base it will edit; causal.
+            config: Settings.
+            matrices: Name patterns; None for the MLP outputs of every second block from the
+                second quarter to three fifths of the model.
+            texts: Ordinary text to protect; None for a few sentences of our own.
+            edits: Typical edits for the grid; None for a built-in list.
+
+        Raises:
+            EditorMismatch: The base is not causal.
+            NoSuchMatrix: A pattern matches nothing.
+        """
+        if base.kind != "causal":
+            raise EditorMismatch(
+                "the subject editor needs a left-to-right model; use mend, malmen or ultra"
+            )
+        config = config or SubjectConfig()
+        typical = calibration_edits() if edits is None else list(edits)
+        if not typical:
+            raise EmptyBatch("there is no edit to calibrate on")
+        found = base.matrices(matrices) if matrices else _middle(base)
+        shapes = {m.name: (m.d_out, m.d_in) for m in found}
+        passages = [f"{e.prompt} {e.target}." for e in typical] if texts is None else list(texts)
+        keys = prompt_keys(base, passages, found)
+        norms = mean_norm(keys)
+        weights = {m.name: m.weight.float().cpu() for m in found}
+        scale = {n: float((u @ weights[n].T).pow(2).mean().sqrt()) for n, u in keys.items()}
+        gram = generic_gram(base, passages, found, weight=config.protect)
+        ridge = {name: max(config.ridge * norm, 1e-12) for name, norm in norms.items()}
+        editor = cls(
+            base.digest,
+            shapes,
+            config,
+            scale,
+            grid=Grid({}),
+            composition=Composition("ridge", ridge, gram),
+        )
+        made = editor.factor(base, typical[:CHUNK])
+        good = [f for f in made if isinstance(f, FactorRows)]
+        if not good:
+            raise EmptyBatch(f"none of the calibration edits can be used: {made[0]}")
+        editor.grid = Grid.calibrate(good)
+        return editor
+
+    def transform(self, name: str, u: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Not a function of one gradient: `factor` makes the rows. Gives a single gradient step."""
+        return u, -self.config.lr * self.scale[name] * delta.sign()
+
+    def factor(
+        self, base: Base, edits: Sequence[Edit], *, prefix: Any = None
+    ) -> list[FactorRows | EditError]:
+        """See `FactorEditor.factor`."""
+        if not edits:
+            raise EmptyBatch("there is no edit to factor")
+        self.check(base)
+        matrices = self.matrices_of(base)
+        if prefix is None:
+            prefix = PrefixCache(base, min(m.block for m in matrices))
+        made: list[FactorRows | EditError] = []
+        for start in range(0, len(edits), CHUNK):
+            made += self._chunk(base, edits[start : start + CHUNK], matrices, prefix)
+        return made
+
+    def _chunk(
+        self,
+        base: Base,
+        edits: Sequence[Edit],
+        matrices: Sequence[Matrix],
+        prefix: PrefixCache,
+    ) -> list[FactorRows | EditError]:
+        variants = [
+            [replace(e, prompt=text + e.prompt) for e in edits] for text in self.config.prefixes
+        ]
+        errors: dict[int, EditError] = {}
+        for variant in variants:
+            errors |= encode_edits(base, variant)[2]
+        good = [i for i in range(len(edits)) if i not in errors]
+        rows: dict[int, FactorRows | EditError] = dict(errors)
+        if good:
+            kept = [[variant[i] for i in good] for variant in variants]
+            rows |= dict(zip(good, self._optimise(base, kept, matrices, prefix), strict=True))
+        return [rows[i] for i in range(len(edits))]
+
+    def _optimise(
+        self,
+        base: Base,
+        variants: Sequence[Sequence[Edit]],
+        matrices: Sequence[Matrix],
+        prefix: PrefixCache,
+    ) -> list[FactorRows | EditError]:
+        """Rows of each edit, in the order of the variants' lists."""
+        batches: list[tuple[Encoded, Tensor]] = []
+        for variant in variants:
+            encoded = encode_edits(base, variant)[0]
+            assert encoded is not None
+            places = torch.tensor([subject_position(base, e) for e in variant], device=base.device)
+            batches.append((encoded, places))
+        edits = variants[0]
+        values = {
+            m.name: torch.zeros(len(edits), m.d_out, device=base.device, requires_grad=True)
+            for m in matrices
+        }
+        groups = [{"params": [v], "lr": self.config.lr * self.scale[n]} for n, v in values.items()]
+        optimiser = torch.optim.Adam(groups)
+        with torch.enable_grad():
+            for step in range(self.config.steps):
+                encoded, places = batches[step % len(batches)]
+                with _added(matrices, values, places):
+                    loss = _loss(base, encoded, prefix)
+                optimiser.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call] # torch's stub
+                optimiser.step()
+        keys: dict[str, list[Tensor]] = {m.name: [] for m in matrices}
+        with torch.no_grad():
+            for encoded, places in batches:
+                with _added(matrices, {}, places, keys):
+                    answer_logits(base, encoded, prefix)
+        found = {n: v.detach() for n, v in values.items()}
+        return [self._rows(edit.id, i, keys, found) for i, edit in enumerate(edits)]
+
+    def _rows(
+        self,
+        edit_id: str,
+        place: int,
+        keys: Mapping[str, Sequence[Tensor]],
+        values: Mapping[str, Tensor],
+    ) -> FactorRows | EditError:
+        rows = {}
+        for name, parts in keys.items():
+            u = torch.stack([part[place] for part in parts]).float().cpu()
+            v = values[name][place].float().cpu().expand(len(parts), -1).contiguous()
+            if not (torch.isfinite(u).all() and torch.isfinite(v).all()):
+                return NonFinite(edit_id, f"optimising its values gave NaN or Inf at {name}")
+            rows[name] = Rows(u, v)
+        return FactorRows(edit_id, rows)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """See `Editor.state`."""
+        header = {
+            "subject": asdict(self.config) | {"prefixes": list(self.config.prefixes)},
+            "scale": self.scale,
+            "composition": self.composition.to_dict(),
+        }
+        return header, self.grid.tensors() | self.composition.tensors()
+
+    @classmethod
+    def from_state(
+        cls,
+        base_digest: str,
+        shapes: Mapping[str, tuple[int, int]],
+        header: dict[str, Any],
+        tensors: dict[str, Tensor],
+    ) -> SubjectEditor:
+        """See `Editor.from_state`."""
+        settings = dict(header["subject"])
+        settings["prefixes"] = tuple(settings["prefixes"])
+        return cls(
+            base_digest,
+            shapes,
+            SubjectConfig(**settings),
+            {str(n): float(s) for n, s in header["scale"].items()},
+            grid=Grid.from_tensors(tensors),
+            composition=Composition.from_dict(header["composition"], tensors),
+        )
+
+
+def _middle(base: Base) -> tuple[Matrix, ...]:
+    """The MLP outputs of every second block in the middle of the model.
+
+    The family's default pattern names the matrix kind; only its blocks change.
+    """
+    kinds = {pattern.partition("@")[0] for pattern in base.family.defaults}
+    depth = len(base.blocks)
+    blocks = set(range(depth // 4, max(depth // 4 + 1, depth * 3 // 5 + 1), 2))
+    found = base.matrices([f"{kind}@:" for kind in sorted(kinds)])
+    outputs = [m for m in found if m.block in blocks]
+    widths = {m.d_out for m in outputs}
+    return tuple(m for m in outputs if m.d_out == min(widths))
+
+
+@contextmanager
+def _added(
+    matrices: Sequence[Matrix],
+    values: Mapping[str, Tensor],
+    places: Tensor,
+    keys: dict[str, list[Tensor]] | None = None,
+) -> Iterator[None]:
+    """Adds each sequence's value at its place to the matrices' outputs; notes inputs in `keys`."""
+    index = torch.arange(len(places), device=places.device)
+
+    def hook_for(name: str) -> Any:
+        def hook(_module: Any, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+            if keys is not None:
+                keys[name].append(args[0][index, places].detach())
+            if name not in values:
+                return out
+            return out.index_put((index, places), values[name].to(out.dtype), accumulate=True)
+
+        return hook
+
+    handles = [m.module.register_forward_hook(hook_for(m.name)) for m in matrices]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _loss(base: Base, encoded: Encoded, prefix: PrefixCache) -> Tensor:
+    """Sum over edits of their mean NLL, so that edits do not touch each other."""
+    logits = answer_logits(base, encoded, prefix)
+    rows = encoded.answer_rows
+    weight = 1.0 / torch.bincount(rows, minlength=len(encoded)).clamp(min=1)[rows]
+    nll = torch.nn.functional.cross_entropy(logits, encoded.answer_labels, reduction="none")
+    return (nll * weight).sum()

@@ -1,0 +1,84 @@
+"""The comparison of editors, end to end on a tiny model."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import editors
+from mend_core.editors import MendConfig, MendEditor
+from mend_core.testing import FACTS, tiny_base
+
+
+@pytest.fixture(scope="module")
+def base():
+    torch.set_num_threads(1)
+    return tiny_base("llama")
+
+
+@pytest.fixture
+def files(tmp_path, base, monkeypatch):
+    monkeypatch.setattr(editors, "load_base", lambda *_a, **_k: base)
+    data = tmp_path / "facts.jsonl"
+    with data.open("w") as file:
+        for i, (prompt, _) in enumerate(FACTS):
+            record = {"id": str(i), "prompt": prompt, "target": FACTS[(i + 1) % 8][1]}
+            record |= {"paraphrases": [prompt + " now"], "locality": [f"{prompt} not"]}
+            file.write(json.dumps(record) + "\n")
+    texts = tmp_path / "texts.txt"
+    texts.write_text(" ".join(p for p, _ in FACTS))
+    editor = MendEditor.create(base, MendConfig(rank=4))
+    editor.calibrate(base, list(editors.read_edits(data))[:8])
+    editor.save(tmp_path / "mine.safetensors")
+    return tmp_path
+
+
+def run(files, capsys, *more):
+    options = ["--data", str(files / "facts.jsonl"), "--editors", str(files / "mine.safetensors")]
+    code = editors.main([*options, "--sizes", "1,2", "--batches", "1", "--steps", "2", *more])
+    return code, capsys.readouterr()
+
+
+def test_every_method_in_one_table_and_the_same_for_a_seed(files, capsys):
+    more = ["--train", str(files / "facts.jsonl"), "--texts", str(files / "texts.txt"), "--json"]
+    code, first = run(files, capsys, *more, "--plot", str(files / "plot.png"))
+    assert code == 0
+    report = json.loads(first.out)
+    lines = report["lines"]
+    methods = {"mend", "ultra", "finetune", "finetune_kl"}
+    assert {(x["method"], x["edits"]) for x in lines} == {(m, n) for m in methods for n in (1, 2)}
+    for line in lines:
+        assert line["failed"] is None
+        assert len(line["forced"]) == len(line["exact"]) == len(line["free"]) == 4
+        assert line["perplexity_ratio"] > 0
+        assert line["seconds_per_edit"] > 0
+    assert (files / "plot.png").stat().st_size > 1000
+    _, second = run(files, capsys, *more, "--methods", "mend")
+    same = ("forced", "exact", "free", "perplexity_ratio")
+    first_mend = [line for line in lines if line["method"] == "mend"]
+    for a, b in zip(first_mend, json.loads(second.out)["lines"], strict=True):
+        assert [a[k] for k in same] == [b[k] for k in same]
+
+
+def test_the_table_is_for_people(files, capsys):
+    code, shown = run(files, capsys, "--methods", "mend")
+    assert code == 0
+    assert "mend" in shown.out
+    assert "ppl ratio" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--sizes", "x"], "expected numbers"),
+        (["--sizes", "0"], "at least 1"),
+        (["--sizes", "1000"], "fewer than 1000"),
+        (["--methods", "magic"], "no editor for magic"),
+        (["--texts", "none.txt"], "cannot be read"),
+        (["--editors", "none.safetensors"], "no editor file"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(files, capsys, more, words):
+    code, shown = run(files, capsys, *more)
+    assert code == 2
+    assert words in shown.err

@@ -1,0 +1,67 @@
+"""Values optimised at the subject's token."""
+
+import pytest
+import torch
+
+from mend_core.datasets import Edit, PromptAnswer
+from mend_core.editors import SubjectConfig, SubjectEditor, load_editor
+from mend_core.editors.finetune import edit_loss
+from mend_core.editors.lookahead import answer_scores
+from mend_core.errors import EditError, EditorMismatch
+from mend_core.models import encode_edits, with_delta
+from mend_core.testing import FACTS
+
+EDITS = [
+    Edit(
+        id=str(i),
+        prompt=FACTS[i][0],
+        target=FACTS[(i + 1) % 8][1],
+        subject=FACTS[i][0].split()[-2],
+        locality=(PromptAnswer(FACTS[i + 8][0], FACTS[i + 8][1]),),
+    )
+    for i in range(4)
+]
+CONFIG = SubjectConfig(prefixes=("", "Well. "), steps=10, protect=1.0)
+
+
+@pytest.fixture(scope="module")
+def editor(knowing_llama):
+    return SubjectEditor.create(knowing_llama, CONFIG, edits=EDITS, matrices=["down_proj@0:3"])
+
+
+def nll(base, delta):
+    encoded, _, _ = encode_edits(base, EDITS)
+    with torch.no_grad(), with_delta(base, {n: d.float() for n, d in delta.items()}):
+        return edit_loss(base, encoded, None)[0].item()
+
+
+def test_it_edits_and_comes_back_from_its_file(knowing_llama, editor, tmp_path):
+    delta = editor.delta(knowing_llama, EDITS)
+    assert nll(knowing_llama, delta) < 0.6 * nll(knowing_llama, {})
+    assert answer_scores(knowing_llama, EDITS, delta).ls > 0.7
+    digest = editor.save(tmp_path / "e.safetensors")
+    again = load_editor(tmp_path / "e.safetensors")
+    assert again.digest == digest
+    for name, change in again.delta(knowing_llama, EDITS).items():
+        assert torch.equal(change, delta[name])
+
+
+def test_an_edit_does_not_depend_on_its_company(knowing_llama, editor):
+    alone = editor.factor(knowing_llama, EDITS[2:3])[0]
+    among = editor.factor(knowing_llama, EDITS)[2]
+    for name, rows in alone.rows.items():
+        assert len(rows) == len(CONFIG.prefixes)
+        assert torch.allclose(rows.u, among.rows[name].u, atol=1e-4)
+        assert torch.allclose(rows.v, among.rows[name].v, atol=2e-2)
+
+
+def test_a_bad_edit_is_returned_in_its_place(knowing_llama, editor):
+    bad = Edit(id="bad", prompt="x " * 4000, target="y")
+    made = editor.factor(knowing_llama, [bad, EDITS[0]])
+    assert isinstance(made[0], EditError)
+    assert made[1].edit_id == "0"
+
+
+def test_only_causal_models(tiny):
+    with pytest.raises(EditorMismatch, match="left-to-right"):
+        SubjectEditor.create(tiny("t5"))
