@@ -36,7 +36,7 @@ LOCAL_SERVER = "postgresql://postgres@127.0.0.1:5432/postgres"
 class Desk:
     """One model of a ledger; every method is one transaction."""
 
-    def __init__(self, engine, **settings):
+    def __init__(self, engine, name="demo", **settings):
         self.engine = engine
         self.worker = uuid4()
         with transaction(engine) as conn:
@@ -45,7 +45,7 @@ class Desk:
             )
             model = models.register(
                 conn,
-                name="demo",
+                name=name,
                 source="smollm2",
                 base_digest=BASE,
                 editor_id=editor.id,
@@ -78,7 +78,7 @@ class Desk:
 
     def expire_lease(self):
         """What waiting past the lease would do, without waiting."""
-        self.sql("UPDATE leases SET until = clock_timestamp() - interval '1 minute'")
+        self.sql("UPDATE leases SET until = now() - interval '1 minute' WHERE worker IS NOT NULL")
 
     def state(self, edit_id):
         return self.do(edits.get, edit_id).state.value
