@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -48,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 after a graceful stop, 2 where the settings are not usable.
     """
     arguments = _parser().parse_args(argv)
+    # Until Celery's own handlers are in place, a stop is simply the end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     _export(arguments)
     logging.basicConfig(level=arguments.log_level, format=LOG_FORMAT, stream=sys.stderr)
     # Imported now: the application reads the environment written above.

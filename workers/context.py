@@ -23,6 +23,9 @@ from workers.settings import Settings
 
 T = TypeVar("T")
 
+REST_LIMIT_SECONDS = 300.0
+"""Longest rest of a model that cannot be worked on."""
+
 DEADLOCK_TRIES = 4
 ROLLED_BACK = frozenset({"40001", "40P01"})
 """Serialization failure and deadlock: nothing was changed, so trying again is safe."""
@@ -44,6 +47,8 @@ class Context:
         models: Its warm models.
         stopping: Set when a graceful stop was asked for.
         on_lost: What to do when a lease cannot be kept; ends the process outside tests.
+        resting: Models that could not be worked on: model id → (monotonic time from which they are
+            tried again, seconds of the next rest).
     """
 
     config: Settings
@@ -52,6 +57,19 @@ class Context:
     models: WarmModels
     stopping: threading.Event = field(default_factory=threading.Event)
     on_lost: Callable[[str], None] = die
+    resting: dict[int, tuple[float, float]] = field(default_factory=dict)
+
+    def rest(self, model_id: int) -> None:
+        """Leave a model alone for a while, twice as long each time: a full disk stays full.
+
+        Without it, giving a claim back would wake the next claim at once, for ever.
+        """
+        _, pause = self.resting.get(model_id, (0.0, self.config.sweep_seconds))
+        self.resting[model_id] = (time.monotonic() + pause, min(pause * 2, REST_LIMIT_SECONDS))
+
+    def rests(self, model_id: int) -> bool:
+        """Whether a model is to be left alone now."""
+        return self.resting.get(model_id, (0.0, 0.0))[0] > time.monotonic()
 
     @property
     def actor(self) -> str:

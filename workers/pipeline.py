@@ -59,7 +59,7 @@ def drain(context: Context, *, sweep_first: bool = False) -> None:
         context.check()
         did = run_one(context)
         for model_id in context.transact(queue.ready):
-            if model_id not in refused:
+            if model_id not in refused and not context.rests(model_id):
                 worked = _model(context, model_id)
                 did = did or worked is True
                 if worked is None:
@@ -84,31 +84,45 @@ def _model(context: Context, model_id: int) -> bool | None:
         proving.check_model(model)
     except (MendError, OSError) as error:
         log.error("model %s cannot be worked on: %s", model.name, error)  # noqa: TRY400 - the message is for a person
+        context.rest(model_id)
         return None
     held = Held.take(context, model_id)
     if held is None:
         return False
     with held.keeper:
         try:
-            faults.point("after-lease")
-            return _under_lease(context, held, model, warm)
-        except StaleFence as error:
-            log.warning("model %s: %s", model.name, error)
-            return None
-        except (StoreError, OSError) as error:
-            log.error("model %s: %s; trying again at the next sweep", model.name, error)  # noqa: TRY400 - the message is for a person
-            return None
-        except (Stopping, LedgerError):
-            raise
-        except Exception:
-            # The lease goes back with the batch open: whoever takes it next halves the batch, so
-            # that an edit that makes us fail is found while the others go on.
-            log.exception("model %s: the batch failed", model.name)
-            return True
+            return _attempt(context, held, model, warm)
         finally:
             held.keeper.stop()
             with suppress(LedgerError):
                 held.release()
+
+
+def _attempt(context: Context, held: Held, model: Model, warm: WarmModel) -> bool | None:
+    """Work under the lease; what goes wrong becomes a line in the log and a rest, or a raise."""
+    try:
+        faults.point("after-lease")
+        did = _under_lease(context, held, model, warm)
+    except StaleFence as error:
+        log.warning("model %s: %s", model.name, error)
+        return None
+    except (StoreError, OSError) as error:
+        log.error("model %s: %s; trying again later", model.name, error)  # noqa: TRY400 - the message is for a person
+        context.rest(model.id)
+        return None
+    except (Stopping, LedgerError):
+        raise
+    except Exception:
+        # The lease goes back with the batch open: whoever takes it next halves the batch, so
+        # that an edit that makes us fail is found while the others go on.
+        log.exception("model %s: the batch failed", model.name)
+        if not _judging(context, model.id):
+            return True
+        # Judging is not halved: the same would happen again at once.
+        context.rest(model.id)
+        return None
+    context.resting.pop(model.id, None)
+    return did
 
 
 def _under_lease(context: Context, held: Held, model: Model, warm: WarmModel) -> bool:
@@ -131,6 +145,17 @@ def _under_lease(context: Context, held: Held, model: Model, warm: WarmModel) ->
             _return(context, held, batch, str(error) or "the worker is stopping")
             raise
         did = True
+
+
+def _judging(context: Context, model_id: int) -> bool:
+    """Whether the model's open batch has a version that waits to be judged."""
+
+    def look(conn: Connection) -> bool:
+        batch = batch_rows.current(conn, model_id)
+        applied = [EditState.APPLIED]
+        return batch is not None and bool(batch_rows.edits_of(conn, batch.id, states=applied))
+
+    return context.transact(look)
 
 
 def _return(context: Context, held: Held, batch: Batch, reason: str) -> None:

@@ -61,9 +61,9 @@ class WarmModel:
         versions: The version store.
     """
 
-    def __init__(self, model: Model, config: Settings) -> None:
+    def __init__(self, model: Model, config: Settings, base: Base | None = None) -> None:
         dtype = str(model.settings.get("dtype", "float32"))
-        self.base: Base = load_base(
+        self.base: Base = base or load_base(
             model.source, device=config.device, dtype=dtype, expected_digest=model.base_digest
         )
         editor = load_editor(Path(model.editor.path))
@@ -139,8 +139,8 @@ class WarmModels:
         if config.threads:
             torch.set_num_threads(config.threads)
 
-    def get(self, model: Model) -> WarmModel:
-        """A registered model, loaded now if need be.
+    def get(self, model: Model, base: Base | None = None) -> WarmModel:
+        """A registered model, loaded now if need be (from `base` where the caller has loaded it).
 
         Raises:
             ModelError: The base cannot be loaded, or is not the registered one.
@@ -156,7 +156,7 @@ class WarmModels:
         warm = self._models.get(key)
         if warm is None:
             log.info("loading model %s", model.name)
-            warm = WarmModel(model, self._config)
+            warm = WarmModel(model, self._config, base)
             self._models[key] = warm
             while len(self._models) > MODELS_WARM:
                 self._models.popitem(last=False)

@@ -194,6 +194,7 @@ def test_going_on_after_an_error_anywhere_gives_the_same_version(
     monkeypatch.setenv("MEND_FAULT_ONCE", str(marker))
     drain(context)
     assert faults.marker_text(marker).startswith(point)
+    context.resting.clear()
     drain(context)
     drain(context)
     assert set(service.states(ids).values()) == {EditState.LIVE}
@@ -215,6 +216,10 @@ def test_a_full_disk_costs_nothing_but_time(make_service, inside, monkeypatch, t
     drain(context)
     assert set(service.states(ids).values()) == {EditState.QUEUED}
     assert all(service.do(lambda c, i=i: edits.get(c, i)).attempts == 0 for i in ids)
+    drain(context)
+    # The disk is not tried again at once: giving back and claiming would chase each other.
+    assert service.scalar("SELECT count(*) FROM batches") == 1
+    context.resting.clear()
     drain(context)
     assert set(service.states(ids).values()) == {EditState.LIVE}
 

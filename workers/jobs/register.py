@@ -151,7 +151,7 @@ def register(context: Context, job: Job) -> Mapping[str, Any]:
 
     model = context.transact(write)
     # Warm now: the first batch should not wait for a second load.
-    context.models.get(model)
+    context.models.get(model, base)
     return {
         "id": model.id,
         "name": model.name,
