@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mend_core.datasets.edit import Edit
-from mend_core.models import Base, encode_pairs, forward, with_delta
+from mend_core.models import Base, PrefixCache, encode_pairs, forward, with_delta
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,12 @@ class AnswerScores:
 
 
 @torch.no_grad()
-def answer_scores(base: Base, edits: Sequence[Edit], delta: Mapping[str, Tensor]) -> AnswerScores:
+def answer_scores(
+    base: Base,
+    edits: Sequence[Edit],
+    delta: Mapping[str, Tensor],
+    prefix: PrefixCache | None = None,
+) -> AnswerScores:
     """ES on prompts, GS on paraphrases, LS as agreement with the base on locality prompts.
 
     Parts an edit lacks are taken from its prompt (GS) or count as unchanged (LS).
@@ -41,22 +46,24 @@ def answer_scores(base: Base, edits: Sequence[Edit], delta: Mapping[str, Tensor]
     near = [(p.prompt, p.answer or e.target) for e in edits for p in e.locality[:1]]
     change = {n: d.to(base.device, torch.float32) for n, d in delta.items()}
     with with_delta(base, change):
-        es, _ = _right(base, prompts)
-        gs, _ = _right(base, rephrased)
-        after = _right(base, near)[1] if near else []
-    before = _right(base, near)[1] if near else []
+        es, _ = _right(base, prompts, prefix)
+        gs, _ = _right(base, rephrased, prefix)
+        after = _right(base, near, prefix)[1] if near else []
+    before = _right(base, near, prefix)[1] if near else []
     same = [float((a == b).float().mean()) for a, b in zip(after, before, strict=True)]
     return AnswerScores(es, gs, sum(same) / len(same) if same else 1.0)
 
 
-def _right(base: Base, pairs: Sequence[tuple[str, str]]) -> tuple[float, list[Tensor]]:
+def _right(
+    base: Base, pairs: Sequence[tuple[str, str]], prefix: PrefixCache | None
+) -> tuple[float, list[Tensor]]:
     """Mean share of right target tokens, and each pair's predictions."""
     shares: list[float] = []
     guesses: list[Tensor] = []
     for start in range(0, len(pairs), 32):
         encoded = encode_pairs(base, pairs[start : start + 32])
         keep = None if base.kind == "classifier" else encoded.answer_mask
-        predicted = forward(base, encoded, keep=keep).argmax(-1)
+        predicted = forward(base, encoded, prefix=prefix, keep=keep).argmax(-1)
         for row in range(len(encoded)):
             mine = encoded.answer_rows == row
             guesses.append(predicted[mine])

@@ -29,7 +29,7 @@ from mend_core.editors.normaliser import Normaliser
 from mend_core.editors.ridge import RidgeEditor, mean_norm
 from mend_core.errors import EditError, EmptyBatch
 from mend_core.factors import Composition, FactorRows, Grid, compose, extract
-from mend_core.models import Base
+from mend_core.models import Base, PrefixCache
 
 STEPS: tuple[float, ...] = tuple(4.0**k for k in range(-5, 4))
 """Multiples of the first guess that the line search tries."""
@@ -145,9 +145,12 @@ class UltraEditor(RidgeEditor):
         )
         guess = 0.01 / max(share, 1e-30)
         best, best_score = guess, -1.0
+        prefix = PrefixCache(base, min(m.block for m in matrices.values()))
         for step in STEPS:
             eta = guess * step
-            score = answer_scores(base, edits, {n: d * eta for n, d in unit.items()}).harmonic_mean
+            score = answer_scores(
+                base, edits, {n: d * eta for n, d in unit.items()}, prefix
+            ).harmonic_mean
             if score > best_score:
                 best, best_score = eta, score
         return best
