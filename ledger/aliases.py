@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from ledger import audit, versions
+from ledger.db import text
 from ledger.errors import (
     AliasProtected,
     NoSuchAlias,

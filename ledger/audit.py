@@ -18,10 +18,10 @@ from typing import IO, Any
 
 import rfc8785
 from psycopg.types.json import Jsonb
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from ledger import ranges
-from ledger.db import raw
+from ledger.db import raw, text
 from ledger.errors import AuditBroken
 from ledger.merkle import Accumulator, inclusion_proof, leaf_hash, verify_inclusion
 from ledger.records import AuditEvent

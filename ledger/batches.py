@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from ledger import audit, leases, rows
+from ledger.db import text
 from ledger.errors import NoSuchBatch, WrongState
 from ledger.records import Batch, Edit, Lease
 from ledger.states import EditState

@@ -15,10 +15,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
 from psycopg import errors as pg
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from ledger import audit, ranges
-from ledger.db import raw
+from ledger.db import raw, text
 from ledger.errors import NoSuchModel, RequestInvalid
 from ledger.records import Submitted, SubmittedMany
 from ledger.requests import SALT_BYTES, EditRequest

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from ledger import leases, rows
+from ledger.db import text
 from ledger.errors import StaleFence
 from ledger.records import BatchProgress, Chunk, FactorRecord, Lease
 

@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, TypeVar, cast
 
 import psycopg
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, TextClause, create_engine, event
+from sqlalchemy import text as parse_text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -30,6 +32,15 @@ RETRY_ATTEMPTS = 5
 RETRY_FIRST_SECONDS = 0.1
 WAIT_POLL_SECONDS = 0.05
 _RETRYABLE_STATES = frozenset({"40001", "40P01"})  # serialization failure, deadlock
+
+
+@lru_cache(maxsize=1_000)
+def text(statement: str) -> TextClause:
+    """A statement, parsed once: finding the bind names takes longer than some statements run.
+
+    Only for the literal statements of this package (the cache would keep any other for ever).
+    """
+    return parse_text(statement)
 
 
 def engine_from_url(

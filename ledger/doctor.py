@@ -15,9 +15,10 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from ledger import audit, ranges, versions
+from ledger.db import text
 from ledger.errors import AuditBroken
 from ledger.records import Finding, SetMember, Version
 from ledger.states import EDIT_MOVES, EditState

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 
 from psycopg import errors as pg
 from psycopg.types.json import Jsonb
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from ledger import audit, rows
 from ledger.bulk import submit_many
-from ledger.db import raw
+from ledger.db import raw, text
 from ledger.errors import NoSuchEdit, NoSuchModel, RequestInvalid, WrongState
 from ledger.records import AuditEvent, Edit, Submitted
 from ledger.requests import Asked, EditRequest

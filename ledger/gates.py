@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from psycopg.types.json import Jsonb
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from ledger import aliases, audit, versions
-from ledger.db import raw
+from ledger.db import raw, text
 from ledger.errors import RequestInvalid, StaleParent, WrongState
 from ledger.records import Version
 from ledger.states import EditState, GateOutcome

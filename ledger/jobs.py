@@ -11,9 +11,10 @@ from typing import Any
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from ledger import audit, rows
+from ledger.db import text
 from ledger.errors import NoSuchJob, StaleFence, WrongState
 from ledger.records import Job
 from ledger.states import JobState

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
+from ledger.db import text
 from ledger.errors import NoSuchModel, StaleFence
 from ledger.records import Lease
 from ledger.recovery import recover_model

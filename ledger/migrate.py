@@ -9,10 +9,10 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine
 
 import migrations
-from ledger.db import engine_from_url, transaction
+from ledger.db import engine_from_url, text, transaction
 from ledger.errors import SchemaMissing, SchemaNewer, SchemaOlder
 
 _Action = Callable[[Config], None]

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from psycopg.types.json import Jsonb
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from ledger import audit, rows
+from ledger.db import text
 from ledger.errors import AlreadyExists, NoSuchEditor, NoSuchModel, RequestInvalid
 from ledger.records import Editor, Model
 

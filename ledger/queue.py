@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from psycopg.types.json import Jsonb
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from ledger import audit, leases, rows, transitions
+from ledger.db import text
 from ledger.errors import BatchChanged, NoSuchBatch, WrongState
 from ledger.records import Batch, Claim, Lease
 from ledger.states import BatchState, EditState

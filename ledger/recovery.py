@@ -9,9 +9,10 @@ it while all others go on. Only an edit that was alone when its worker died coun
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from ledger import audit
+from ledger.db import text
 from ledger.records import Lease
 from ledger.states import EditState
 from ledger.transitions import Moved, move, requeue

@@ -7,9 +7,10 @@ is among the newest ones.
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from ledger import audit, rows, versions
+from ledger.db import text
 from ledger.errors import RequestInvalid, WrongState
 from ledger.records import Version
 

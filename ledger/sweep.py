@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from ledger import jobs, queue, workers
+from ledger.db import text
 from ledger.recovery import recover_model
 
 

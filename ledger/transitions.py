@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
+from ledger.db import text
 from ledger.states import EditState
 
 _SUBMISSION_LOCK = 1296387652  # also in migrations/sql: shared by single submissions

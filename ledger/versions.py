@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from psycopg.types.json import Jsonb
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from ledger import audit, leases, ranges, rows, transitions
+from ledger.db import text
 from ledger.errors import BatchChanged, NoSuchVersion, StaleParent, WrongState
 from ledger.queue import end_edits
 from ledger.records import Committed, Lease, Plan, SetMember, Version, VersionDraft

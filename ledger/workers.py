@@ -7,9 +7,10 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from psycopg.types.json import Jsonb
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from ledger import rows
+from ledger.db import text
 from ledger.records import Worker
 
 STALE_SECONDS = 30.0
