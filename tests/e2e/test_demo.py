@@ -122,8 +122,16 @@ def test_the_demo_ends_right_and_leaves_nothing(start, home, tiny, kill):
     assert list((home / "demo").glob("run-*")) == []
 
 
-@pytest.mark.parametrize("moment", ["starting", "registering"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("starting", signal.SIGINT),
+        ("starting", signal.SIGKILL),
+        ("registering", signal.SIGINT),
+        ("registering", signal.SIGTERM),
+        ("registering", signal.SIGKILL),
+    ],
+)
 def test_a_stopped_demo_leaves_nothing(start, home, tiny, moment, number):
     demo = start("demo", *tiny)
     if moment == "starting":
