@@ -83,6 +83,8 @@ class LeaseKeeper:
     def _beat(self) -> None:
         while not self._done.wait(self._ttl / RENEWALS_PER_TTL):
             sent = time.monotonic()
+            if sent > self._deadline:
+                return  # too late to ask (we were stopped and continued): the watchdog ends us
             try:
                 self._renew()
             except LeaseLost as lost:
