@@ -47,8 +47,8 @@ def serve(
     `curl localhost:8000/v1/completions -d '{"model": "production", "prompt": "The capital of"}'`
     """
     hand_over(
-        "workers",
-        ["serve", "--host", host, "--port", str(port), *ctx.args],
+        "workers.serve",
+        ["--host", host, "--port", str(port), *ctx.args],
         needs_ledger=True,
     )
 
