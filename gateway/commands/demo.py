@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,8 @@ from gateway.errors import UserError
 from gateway.output import JsonOption, err, print_json
 
 app = typer.Typer(rich_markup_mode="markdown")
+
+WIDTH_AWAY = 130
 
 
 @app.command()
@@ -50,6 +53,8 @@ def demo(
     # `kill` ends the demo like Ctrl-C does: in order, leaving no process.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.default_int_handler)
-    outcome = run(options, err if as_json else Console(highlight=False))
+    # Away from a terminal rich assumes 80 columns: too few for three answers side by side.
+    width = None if sys.stdout.isatty() else WIDTH_AWAY
+    outcome = run(options, err if as_json else Console(highlight=False, width=width))
     if as_json:
         print_json(outcome.to_dict())

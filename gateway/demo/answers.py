@@ -17,13 +17,18 @@ ANSWER_CHARACTERS = 34
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One probe: what was asked, what base and version answered, and whether that is as wanted."""
+    """One probe: what was asked, what base and version answered, and whether that is as wanted.
+
+    Attributes:
+        version: The version that gave `after`: the newest that was asked.
+    """
 
     kind: str
     prompt: str
     before: str
     after: str
     good: bool
+    version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +47,34 @@ class EditAnswers:
     locality: Answer | None
 
 
-def _answer(row: Mapping[str, Any]) -> Answer:
+def _answer(row: Mapping[str, Any], version: int) -> Answer:
     return Answer(
         kind=str(row["kind"]),
         prompt=str(row["prompt"]),
         before=str(row["base"]["answer"]),
         after=str(row["answer"]),
         good=bool(row["passed"]),
+        version=version,
     )
 
 
-def collect(edits: Sequence[Edit], rows: Sequence[Mapping[str, Any]]) -> list[EditAnswers]:
-    """Finds each edit's probes among the rows of a probe run.
+def collect(
+    edits: Sequence[Edit], runs: Mapping[int, Sequence[Mapping[str, Any]]]
+) -> list[EditAnswers]:
+    """Finds each edit's probes among the rows of probe runs.
 
-    A probe suite asks a prompt once, however many edits name it; so rows are found by prompt.
+    A probe suite asks a prompt once, however many edits name it; so rows are found by prompt. An
+    edit that was set aside was last asked in the version that failed with it.
+
+    Args:
+        edits: The edits.
+        runs: Version number → rows of its probe run, in the order of the versions.
     """
-    by_prompt = {(str(row["kind"]), str(row["prompt"])): _answer(row) for row in rows}
+    by_prompt = {
+        (str(row["kind"]), str(row["prompt"])): _answer(row, number)
+        for number, rows in runs.items()
+        for row in rows
+    }
 
     def find(kind: str, prompts: Sequence[str]) -> Answer | None:
         return next(
@@ -80,7 +97,7 @@ def _cut(text: str) -> str:
     return flat if len(flat) <= ANSWER_CHARACTERS else flat[: ANSWER_CHARACTERS - 1] + "…"
 
 
-def _lines(name: str, answer: Answer | None) -> tuple[str, str, str, str, str] | None:
+def _lines(name: str, answer: Answer | None) -> tuple[str, str, str, str, str, str] | None:
     if answer is None:
         return None
     mark = "[green]✓[/]" if answer.good else "[red]✗[/]"
@@ -89,6 +106,7 @@ def _lines(name: str, answer: Answer | None) -> tuple[str, str, str, str, str] |
         escape(answer.prompt),
         escape(_cut(answer.before)),
         escape(_cut(answer.after)),
+        str(answer.version),
         mark,
     )
 
@@ -105,12 +123,14 @@ def table(answers: Sequence[EditAnswers]) -> Table:
     found.add_column("edit", style="cyan", no_wrap=True)
     for column in ("asked", "before", "after"):
         found.add_column(column, overflow="fold")
+    found.add_column("version", justify="right")
     found.add_column("", no_wrap=True)
     for item in answers:
         edit = item.edit
         found.add_row(
             f"[bold]{edit.id}[/] {edit.state}",
             f"[bold]should say: {escape(edit.target)}[/]",
+            "",
             "",
             "",
             "",

@@ -214,7 +214,7 @@ class Demo:
                 raise ServiceFailed("no version was built: " + "; ".join(reasons))
             decided = {v.number: gates.decisions(connection, v.id) for v in built}
             version = next((v for v in built if v.number == production), built[-1])
-            rows = gates.probes(connection, version.id)
+            runs = {v.number: gates.probes(connection, v.id) for v in built}
         self._command("mend versions; mend gate show")
         for older in built:
             if older.number != version.number:
@@ -225,7 +225,7 @@ class Demo:
         outcome.gate, outcome.promoted = str(version.gate), version.number == production
         scored = [d["scores"] for d in decided[version.number] if d.get("scores")]
         outcome.scores = dict(scored[-1]) if scored else {}
-        shown = answers.collect(found, rows)
+        shown = answers.collect(found, runs)
         outcome.answers = [
             {
                 "id": item.edit.id,
@@ -237,6 +237,7 @@ class Demo:
                         "before": answer.before,
                         "after": answer.after,
                         "good": answer.good,
+                        "version": answer.version,
                     }
                     for answer in (item.own, item.paraphrase, item.locality)
                     if answer is not None
@@ -252,9 +253,10 @@ class Demo:
             self._say("Its gate passed, so it is in production now.")
         else:
             self._say(
-                "The gate did not let any version through, so production still answers as the "
-                "base did. The edits above wait, quarantined or applied, with the evidence "
-                "(`mend show ID`, `mend gate show`); `mend gate override` needs a person."
+                f"The gate's last word is “{version.gate}”, so nothing was promoted: production "
+                "still answers as the base did. Quarantined edits keep their evidence (`mend show "
+                "ID`); applied ones wait for more probes (`mend suite add`, `mend gate check`) or "
+                "for a person (`mend gate override`)."
             )
         return version
 
@@ -330,7 +332,7 @@ class Demo:
         )
         for decision in decisions[-1:]:
             for check in decision.get("checks", []):
-                bad = check.get("outcome") != "pass"
+                bad = check.get("outcome") not in ("pass", "skipped")
                 if bad or not brief:
                     style = "red" if check.get("outcome") == "fail" else "dim"
                     self.console.print(
