@@ -23,6 +23,9 @@ from mend_core.editors.base import FactorEditor, load_editor
 from mend_core.errors import EditorCorrupt, EditorMismatch
 from mend_core.factors import Composition, FactorStore, VersionStore
 from mend_core.models import Base, Overlay, PrefixCache, load_base
+from mend_core.models.shipped import cache_root
+from mend_core.probes import ProbeResult
+from workers.answers import Answers
 from workers.settings import Settings
 
 log = logging.getLogger("mend.runtime")
@@ -32,6 +35,9 @@ MODELS_WARM = 2
 
 WEIGHTS_BYTES = 512 * 1024 * 1024
 """Bytes of materialised weights one model keeps, least recently used out first."""
+
+RESULTS_WARM = 4
+"""Versions whose probe results one model keeps, least recently made out first."""
 
 Weights = Mapping[str, Tensor]
 
@@ -59,6 +65,7 @@ class WarmModel:
         prefix: Hidden states entering the first edited block.
         factors: The factor store.
         versions: The version store.
+        answers: What the base answered to probe items.
     """
 
     def __init__(self, model: Model, config: Settings, base: Base | None = None) -> None:
@@ -85,6 +92,9 @@ class WarmModel:
         self.prefix = PrefixCache(self.base, first)
         self.factors = FactorStore(config.factors)
         self.versions = VersionStore(config.versions)
+        kept = cache_root() / "answers" if config.keep_answers else None
+        self.answers = Answers(self.base, kept)
+        self._results: OrderedDict[str, tuple[ProbeResult, ...]] = OrderedDict()
         self._overlay = Overlay(self.base)
         self._weights: OrderedDict[str, Weights] = OrderedDict()
 
@@ -110,6 +120,17 @@ class WarmModel:
         if weights is not None:
             self._weights.move_to_end(digest)
         return weights
+
+    def keep_results(self, digest: str, results: Sequence[ProbeResult]) -> None:
+        """Keep a version's complete probe results: it may be the parent of the next."""
+        self._results[digest] = tuple(results)
+        self._results.move_to_end(digest)
+        while len(self._results) > RESULTS_WARM:
+            self._results.popitem(last=False)
+
+    def results_of(self, digest: str) -> tuple[ProbeResult, ...]:
+        """A version's probe results, where this process still has them; else none."""
+        return self._results.get(digest, ())
 
     @contextmanager
     def active(self, weights: Weights | None) -> Iterator[Base]:

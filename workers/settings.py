@@ -45,6 +45,8 @@ class Settings:
         name: Name of this worker, for people; identity is a fresh UUID per process.
         device: Torch device.
         threads: Torch threads, or 0 for torch's own choice.
+        keep_answers: Keep the base's probe answers in the user's cache folder, for other processes
+            and homes too.
     """
 
     database_url: str
@@ -53,6 +55,7 @@ class Settings:
     name: str
     device: str = "cpu"
     threads: int = 0
+    keep_answers: bool = False
     sweep_seconds: float = SWEEP_SECONDS
     lease_seconds: float = LEASE_SECONDS
     batch_edits: int = BATCH_EDITS
@@ -106,6 +109,7 @@ def from_environment() -> Settings:
         name=env.get("MEND_WORKER_NAME") or f"worker@{socket.gethostname()}",
         device=env.get("MEND_DEVICE") or "cpu",
         threads=int(_number(env, "MEND_THREADS", 1)) if env.get("MEND_THREADS") else 0,
+        keep_answers=True,
         sweep_seconds=_number(env, "MEND_SWEEP_SECONDS", SWEEP_SECONDS),
         lease_seconds=_number(env, "MEND_LEASE_SECONDS", LEASE_SECONDS),
         batch_edits=int(_number(env, "MEND_BATCH_EDITS", BATCH_EDITS)),

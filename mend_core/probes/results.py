@@ -13,7 +13,13 @@ from typing import Any, Self
 
 from mend_core.errors import SuiteInvalid
 from mend_core.probes.statistics import wilson_interval
-from mend_core.probes.suites import RETAINED_SLICE, ProbeKind
+from mend_core.probes.suites import (
+    GOLDEN_KINDS,
+    RETAINED_SLICE,
+    TARGET_KINDS,
+    ProbeItem,
+    ProbeKind,
+)
 
 CONFIDENCE_DEFAULT = 0.95
 """Two-sided confidence of the intervals shown beside every rate."""
@@ -83,6 +89,21 @@ class ProbeResult:
         values["expect"] = tuple(values["expect"])
         values["answer_tokens"] = tuple(values["answer_tokens"])
         return cls(**values)
+
+
+Question = tuple[str, str, tuple[str, ...], int]
+"""What a result depends on beside the weights: kind, prompt, expected texts, longest answer."""
+
+
+def question(asked: ProbeItem | ProbeResult) -> Question:
+    """What an item asks, or a result answers: results of equal questions are interchangeable.
+
+    Where the base's own answer is what is expected, `expect` is no part of the question: an item
+    has none yet.
+    """
+    told = asked.kind in TARGET_KINDS | GOLDEN_KINDS
+    expect = tuple(asked.expect) if told else ()
+    return (asked.kind.value, asked.prompt, expect, asked.max_new_tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from mend_core.models.overlay import Overlay
 from mend_core.models.prefix import PrefixCache, forward
 from mend_core.probes.asking import Asked, batches, encode_suite, window
 from mend_core.probes.decode import Stops, Trace, Track, go_on, kept_logits, trace
-from mend_core.probes.results import ProbeResult
+from mend_core.probes.results import ProbeResult, question
 from mend_core.probes.suites import (
     GOLDEN_KINDS,
     TARGET_KINDS,
@@ -36,6 +36,9 @@ from mend_core.probes.suites import (
     ProbeSuite,
 )
 from mend_core.probes.verdicts import answers, contains, healthy, repetition, squeeze
+
+SCORING = 1
+"""Raise where a model would get other results for the same items; kept results hang on it."""
 
 BATCH_DEFAULT = 32
 """Tracks per forward pass."""
@@ -56,7 +59,7 @@ class Scorer:
         prefix: A `PrefixCache` shared with factor extraction; None makes one.
         use_prefix: False runs full forwards (same scores to 1e-5; for benchmarks).
         reference: Results of this very base that are already known, of this suite or another;
-            items they lack (or ask differently) are asked on first use.
+            only what they do not answer is asked, on first use.
         batch_size: Tracks per forward pass.
         progress: Called with (items done, items in all).
 
@@ -109,7 +112,8 @@ class Scorer:
             drafts: Results of a similar version (the parent): its answers are tried as guesses of
                 the greedy answers, which changes the time taken and not the answers.
             known: Results of this very version that are already known (of the parent, when subsets
-                of one batch are judged one after the other); only items they lack are asked.
+                of one batch are judged one after the other), in any suite; only what they do not
+                answer is asked.
             complete: False ends an answer where it first differs from what is expected: the same
                 verdicts and scores, shorter answers, less decoding. For searching, not for showing.
 
@@ -135,16 +139,18 @@ class Scorer:
         complete: bool,
     ) -> dict[str, ProbeResult]:
         """Results of every item by id: the known ones that fit, and the rest asked."""
-        results = {r.item_id: r for r in known}
+        # By what is asked, not by id: in another suite the same question has another name.
+        results = {question(r): r for r in known}
         found = {
             item.id: replace(
-                results[item.id],
+                results[question(item)],
+                item_id=item.id,
                 slice=item.slice,
                 edit_id=item.edit_id,
                 never_for_tuning=item.never_for_tuning,
             )
             for item in self.suite.items
-            if item.id in results and _same_question(item, results[item.id])
+            if question(item) in results
         }
         open_items = [a for a in self._asked if a.item.id not in found]
         asked = self._run(open_items, weights, guesses, complete=complete)
@@ -439,17 +445,6 @@ def score(
 ) -> list[ProbeResult]:
     """Score one version on a suite; see `Scorer`. One result per item, in suite order."""
     return Scorer(base, suite, prefix=prefix, reference=reference).score(weights, drafts=drafts)
-
-
-def _same_question(item: ProbeItem, known: ProbeResult) -> bool:
-    """Whether a known result answers this item: same kind, prompt, expectation and length."""
-    asks_text = item.kind in TARGET_KINDS | GOLDEN_KINDS
-    return (
-        known.kind is item.kind
-        and known.prompt == item.prompt
-        and known.max_new_tokens == item.max_new_tokens
-        and (not asks_text or known.expect == item.expect)
-    )
 
 
 def _blank(item: ProbeItem, answer: str, tokens: tuple[int, ...], finite: bool) -> ProbeResult:
