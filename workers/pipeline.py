@@ -30,7 +30,7 @@ from mend_core.datasets.edit import Edit as CoreEdit
 from mend_core.errors import MendError, ProbeError, StoreError
 from mend_core.factors import platform_tag, weights_digest
 from mend_core.probes import Outcome
-from workers import faults, hooks, proving
+from workers import blaming, faults, hooks, proving
 from workers.building import build, files_of, weights_of
 from workers.context import Context, Held, Stopping
 from workers.factoring import factor_record, help_any, run_batch
@@ -290,12 +290,12 @@ class Build:
         """Who is set aside for a failed version, as a step of the transaction that says so."""
         by_id = {edit.id: edit for edit in edits}
         factors = {str(m.edit_id): m.factor_digest for m in members}
-        found = proving.blame(judge, by_id, factors, verdict)
+        found = blaming.blame(judge, by_id, factors, verdict)
         culprits = {int(edit_id): why for edit_id, why in found.culprits.items()}
         if not culprits and not found.stronger:
             # Nobody alone is to blame and the whole still fails: set all aside, or it never ends.
             culprits = {
-                int(edit_id): proving.evidence(verdict, edit_id, "the batch fails as a whole")
+                int(edit_id): blaming.evidence(verdict, edit_id, "the batch fails as a whole")
                 for edit_id in by_id
             }
         log.info(

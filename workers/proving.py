@@ -1,4 +1,4 @@
-"""Probe a version, judge it, and find who is to blame where the gate says no.
+"""Probe a version and judge it.
 
 Everything here works on cached factors: judging a subset of a batch means one composition and one
 probe run, never a new gradient (issue 5).
@@ -7,8 +7,9 @@ probe run, never a new gradient (issue 5).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,25 +17,21 @@ from pydantic import ValidationError
 from ledger.records import Model, SetMember, Version
 from mend_core.datasets.edit import Edit
 from mend_core.errors import PolicyInvalid, StoreCorrupt, SuiteInvalid
-from mend_core.factors import GridRows
 from mend_core.probes import (
     GateDecision,
-    Outcome,
     Policy,
     ProbeItem,
     ProbeResult,
     ProbeSuite,
     Scores,
-    Search,
     Update,
     build_suite,
     decide,
-    find,
     sample_edits,
     summarise,
 )
+from mend_core.probes.results import question
 from mend_core.probes.scoring import Scorer
-from workers import faults
 from workers.building import Built, build
 from workers.runtime import WarmModel, Weights
 
@@ -42,12 +39,6 @@ log = logging.getLogger("mend.gate")
 
 RETAINED_EDITS = 200
 """Edits of the parent asked again with every version (a fixed sample by the hash of their id)."""
-
-STEP_GROWTH = 1.5
-"""How much stronger the step of an edit that did not take becomes with each try."""
-
-STEP_TRIES = 3
-"""Stronger steps tried before an edit that does not take is quarantined."""
 
 
 def user_items(model: Model) -> tuple[ProbeItem, ...]:
@@ -183,14 +174,34 @@ class Judge:
         self.warm.remember(built.digest, built.weights)
         return self.judge(built, edits)
 
-    def judge(self, built: Built, edits: Sequence[Edit]) -> Verdict:
-        """Probe a built version on the suite of its new edits, and decide."""
+    def judge(self, built: Built, edits: Sequence[Edit], *, complete: bool = True) -> Verdict:
+        """Probe a built version on the suite of its new edits, and decide.
+
+        Base and parent are asked only what they have not been asked before.
+
+        Args:
+            built: The version.
+            edits: Its new edits.
+            complete: False for a search: same verdicts, but answers end where they turn wrong.
+        """
         self.runs += 1
+        began = time.monotonic()
+        warm = self.warm
         suite = self.suite(edits)
-        scorer = Scorer(self.warm.base, suite, prefix=self.warm.prefix)
+        scorer = Scorer(warm.base, suite, prefix=warm.prefix, reference=warm.answers.known())
         base = scorer.reference()
-        parent = scorer.score(self.parent_weights, drafts=base) if self.parent_weights else base
-        results = scorer.score(built.weights, drafts=parent) if built.weights else base
+        warm.answers.keep(base)
+        parent = base
+        if self.parent_weights:
+            known = warm.results_of(self.parent)
+            parent = scorer.score(self.parent_weights, drafts=base, known=known)
+            merged = {question(r): r for r in (*known, *parent)}
+            warm.keep_results(self.parent, list(merged.values()))
+        results = base
+        if built.weights:
+            results = scorer.score(built.weights, drafts=parent, complete=complete)
+            if complete:
+                warm.keep_results(built.digest, results)
         decision = decide(
             self._policy,
             results,
@@ -199,99 +210,13 @@ class Judge:
             update=Update(norms=built.norms, finite=built.finite, number=max(self.number, 1)),
             suite_digest=suite.digest,
         )
-        return Verdict(decision, suite, results, parent, base, summarise(results, base))
-
-
-@dataclass(frozen=True, slots=True)
-class Blame:
-    """What to do with a batch whose version failed its gate.
-
-    Attributes:
-        culprits: Edit id → evidence; these are quarantined.
-        stronger: Edit id → factor with a stronger step that took; these replace the stored ones.
-        runs: Probe runs it took to find out.
-    """
-
-    culprits: Mapping[str, dict[str, Any]]
-    stronger: Mapping[str, GridRows]
-    runs: int
-
-
-def strengthen(warm: WarmModel, factor: GridRows, times: float) -> GridRows:
-    """The same factor with its values scaled: a stronger step without a new gradient."""
-    real = warm.editor.grid.decode(factor)
-    rows = {name: replace(r, v=r.v * times) for name, r in real.rows.items()}
-    return warm.editor.grid.encode(replace(real, rows=rows))
-
-
-def evidence(verdict: Verdict, edit_id: str, reason: str) -> dict[str, Any]:
-    """What a person needs to see why an edit was set aside."""
-    broken = [f.to_dict() for f in verdict.decision.flips if f.broke]
-    own = [r.to_dict() for r in verdict.results if r.edit_id == edit_id and not r.passed]
-    return {
-        "reason": reason,
-        "gate": verdict.decision.outcome.value,
-        "checks": [c.to_dict() for c in verdict.decision.checks if c.outcome is not Outcome.PASS],
-        "broke": broken[:50],
-        "own": own[:20],
-        "policy": verdict.decision.policy_digest,
-        "suite": verdict.decision.suite_digest,
-    }
-
-
-def blame(
-    judge: Judge, edits: Mapping[str, Edit], factors: Mapping[str, str], failed: Verdict
-) -> Blame:
-    """Find the edits at fault in a failed batch, on cached factors.
-
-    First the edits that did not take get a stronger step, up to `STEP_TRIES` times; those that
-    still do not take are set aside. If the rest fails for another reason, it is bisected.
-
-    Args:
-        judge: Judges subsets against the same parent.
-        edits: The batch by edit id.
-        factors: Factor digest by edit id.
-        failed: The whole batch's verdict.
-    """
-    runs_before = judge.runs
-    now: dict[str, str] = dict(factors)
-    stronger: dict[str, GridRows] = {}
-    culprits: dict[str, dict[str, Any]] = {}
-    verdict = failed
-    for attempt in range(1, STEP_TRIES + 1):
-        weak = [e for e in verdict.decision.not_taken if e in now]
-        if not weak:
-            break
-        for edit_id in weak:
-            original = judge.warm.factors.get(factors[edit_id])
-            factor = strengthen(judge.warm, original, STEP_GROWTH**attempt)
-            stronger[edit_id] = factor
-            now[edit_id] = judge.warm.factors.put(factor)
-        faults.point("mid-bisect")
-        verdict = judge.judge(judge.candidate(list(now.values())), [edits[e] for e in now])
-        if verdict.decision.outcome is Outcome.PASS:
-            return Blame({}, stronger, judge.runs - runs_before)
-    for edit_id in [e for e in verdict.decision.not_taken if e in now]:
-        culprits[edit_id] = evidence(
-            verdict,
-            edit_id,
-            f"did not take, even with a step {STEP_GROWTH**STEP_TRIES:.3g} x as strong",
+        log.info(
+            "model %s: probe run %d: %d edits, %d items, %s in %.1f s",
+            self.model.name,
+            self.runs,
+            len(edits),
+            len(suite),
+            decision.outcome.value,
+            time.monotonic() - began,
         )
-        stronger.pop(edit_id, None)
-        del now[edit_id]
-
-    def evaluate(subset: Sequence[str]) -> Outcome:
-        nonlocal verdict
-        faults.point("mid-bisect")
-        built = judge.candidate([now[e] for e in subset])
-        verdict = judge.judge(built, [edits[e] for e in subset])
-        return verdict.decision.outcome
-
-    if now and (not culprits or evaluate(tuple(now)) is Outcome.FAIL):
-        whole = verdict
-        broken = {f.edit_id for f in whole.decision.flips if f.broke and f.edit_id in now}
-        search: Search = find(tuple(now), evaluate, suspects=sorted(filter(None, broken)))
-        for edit_id in search.culprits:
-            culprits[edit_id] = evidence(whole, edit_id, "the batch passes its gate without it")
-            stronger.pop(edit_id, None)
-    return Blame(culprits, stronger, judge.runs - runs_before)
+        return Verdict(decision, suite, results, parent, base, summarise(results, base))

@@ -29,12 +29,14 @@ class Search:
         good: Edits shown to pass together: exactly this set was run (or is empty).
         undecided: Edits of a set the gate called inconclusive, or left when the runs were used up.
         runs: Probe runs used.
+        exhausted: The runs were used up before the end.
     """
 
     culprits: tuple[str, ...]
     good: tuple[str, ...]
     undecided: tuple[str, ...]
     runs: int
+    exhausted: bool = False
 
 
 @dataclass
@@ -68,6 +70,7 @@ class _State:
             good=self.sorted(good) if passed else (),
             undecided=self.sorted(left if passed else (*good, *left)),
             runs=len(self.seen),
+            exhausted=bool(left),
         )
 
 
