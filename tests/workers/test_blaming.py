@@ -1,0 +1,109 @@
+"""Who is to blame: bounded runs, no step kept that does harm, and suspects set aside at the end."""
+
+import pytest
+
+from mend_core.datasets.edit import Edit
+from mend_core.probes import GateDecision, Outcome
+from tests.workers import tiny
+from workers import blaming
+from workers.blaming import blame
+from workers.building import digest_of
+from workers.factoring import compute
+from workers.proving import Judge
+
+GUARDED = """
+name: guarded
+hard: {update_norm: null, own_prompt: true, golden_new_failures: 0}
+success: null
+generality: null
+parent: null
+drift: null
+"""
+POISONS = [
+    Edit(id=f"p{n}", prompt=f"The river in country{n}", target=f"city{n}") for n in (70, 74, 78)
+]
+GOLDENS = [
+    {
+        "id": f"golden:{poison.id}",
+        "kind": "must_not_contain",
+        "prompt": poison.prompt,
+        "expect": [poison.target],
+        "max_new_tokens": 1,
+    }
+    for poison in POISONS
+]
+"""What each poison makes the model say, and it must not."""
+
+
+@pytest.fixture
+def accuse(make_service, inside):
+    """Judges a batch as a whole: judge, edits by id, factors, verdict."""
+
+    def make(edits, **settings):
+        service = make_service(settings=settings, policy=GUARDED)
+        warm = inside(service).models.get(service.model)
+        judge = Judge(warm, service.model, 1, digest_of(warm, ()), (), {})
+        by_id = {edit.id: edit for edit in edits}
+        found = compute(warm, edits)
+        factors = {e.id: warm.factors.put(rows) for e, rows in zip(edits, found, strict=True)}
+        return judge, by_id, factors, judge.judge(judge.candidate(list(factors.values())), edits)
+
+    return make
+
+
+def test_every_culprit_is_found_and_only_they_are(accuse):
+    case = accuse([*tiny.facts(5), *POISONS], suite=GOLDENS)
+    assert case[3].decision.outcome is Outcome.FAIL
+    found = blame(*case)
+    assert set(found.culprits) == {p.id for p in POISONS}
+    assert found.runs <= blaming.MAX_PROBE_RUNS
+    evidence = found.culprits[POISONS[0].id]
+    assert any(flip["item_id"] == f"golden:{POISONS[0].id}" for flip in evidence["broke"])
+
+
+def test_the_runs_are_bounded_and_the_rest_goes_on(accuse):
+    edits = [*tiny.facts(5), *POISONS]
+    judge, by_id, factors, failed = accuse(edits, suite=GOLDENS)
+    before = judge.runs
+    found = blame(judge, by_id, factors, failed, max_runs=3)
+    assert judge.runs - before == found.runs <= 3
+    # A next version without these is smaller, so that it ends.
+    assert 0 < len(found.culprits) <= len(edits)
+
+
+def test_without_any_run_the_suspects_are_set_aside_with_the_reason(accuse, monkeypatch):
+    case = accuse([*tiny.facts(3), *POISONS], suite=GOLDENS)
+    suspects = ("p74", "2")
+    monkeypatch.setattr(GateDecision, "suspects", lambda _: suspects)
+    found = blame(*case, max_runs=0)
+    assert (tuple(found.culprits), found.runs) == (suspects, 0)
+    assert all("ended after 0 probe runs" in why["reason"] for why in found.culprits.values())
+
+
+def test_a_stronger_step_that_does_harm_is_not_kept(accuse, monkeypatch):
+    weak = Edit(id="w", prompt="The capital of country60", target="city11")
+    judge, by_id, factors, _ = accuse([*tiny.facts(4), weak])
+    none = blaming.strengthen(judge.warm, judge.warm.factors.get(factors["w"]), 0.01)
+    factors["w"] = judge.warm.factors.put(none)
+    edits = list(by_id.values())
+    failed = judge.judge(judge.candidate(list(factors.values())), edits)
+    assert failed.decision.not_taken == ("w",)
+    real = blaming.strengthen
+    # Steps the wrong way, and far: the edits that took do so no longer.
+    monkeypatch.setattr(blaming, "strengthen", lambda warm, f, times: real(warm, f, times * -4e3))
+    found = blame(judge, by_id, factors, failed)
+    assert (set(found.culprits), found.stronger) == ({"w"}, {})
+    monkeypatch.undo()
+    monkeypatch.setattr(blaming, "strengthen", lambda warm, f, times: real(warm, f, times * 70))
+    found = blame(judge, by_id, factors, failed)
+    assert (found.culprits, set(found.stronger)) == ({}, {"w"})
+
+
+def test_base_and_parent_are_asked_once(accuse):
+    edits = tiny.facts(4)
+    judge, by_id, factors, whole = accuse(edits)
+    kept = judge.warm.results_of(judge.candidate(list(factors.values())).digest)
+    assert kept == tuple(whole.results)
+    answers = set(judge.warm.answers.known())
+    judge.judge(judge.candidate([factors["1"]]), [by_id["1"]], complete=False)
+    assert set(judge.warm.answers.known()) == answers
