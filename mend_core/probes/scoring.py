@@ -46,6 +46,9 @@ BATCH_DEFAULT = 32
 WINDOW = 128
 """Tokens of text scored together."""
 
+NOTHING = Trace((), (), finite=True)
+"""The trace of an item that expects no text."""
+
 TEXT_BATCH = 4
 """Windows per forward pass: their logits over the whole vocabulary are kept twice for KL."""
 
@@ -222,17 +225,23 @@ class Scorer:
             self._expected(a) if a.item.kind in UNCHANGED_KINDS and not base_run else a.target
             for a in batch
         ]
-        # The trace of what is expected is the teacher-forced score, and the first guess.
+        # The trace of what is expected is the teacher-forced score, and the first guess. Where
+        # nothing is expected, decoding reads the prompt anyway.
+        rows = [row for row, tokens in enumerate(expected) if tokens]
         tracks = [
-            Track(a.prompt, tokens, after=not a.goal.reached(tokens, self._stops))
-            for a, tokens in zip(batch, expected, strict=True)
+            Track(
+                batch[row].prompt,
+                expected[row],
+                after=not batch[row].goal.reached(expected[row], self._stops),
+            )
+            for row in rows
         ]
-        first = trace(self.base, tracks, prefix)
+        first = [NOTHING] * len(batch)
+        proven: list[tuple[int, ...]] = [()] * len(batch)
+        for row, seen in zip(rows, trace(self.base, tracks, prefix) if rows else (), strict=True):
+            first[row] = seen
+            proven[row] = batch[row].goal.cut(seen.accepted(expected[row]), self._stops)
         finite = [seen.finite for seen in first]
-        proven = [
-            a.goal.cut(seen.accepted(tokens), self._stops)
-            for a, seen, tokens in zip(batch, first, expected, strict=True)
-        ]
         self._try_guesses(batch, guesses, prefix, proven, finite)
         open_rows = [
             row
