@@ -98,6 +98,8 @@ class Answers:
         path = self._folder / (hashlib.sha256(data).hexdigest() + SUFFIX)
         self._read.add(path.name)
         try:
+            # Prompts may be private; the folder of the whole cache is open to whom umask allows.
+            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomic(path, data)
             self._prune()
         except (StoreError, OSError) as error:

@@ -32,16 +32,18 @@ def files(root):
 
 
 def test_another_process_asks_nothing_again(base, tmp_path):
+    root = tmp_path / "answers"
     suite = build_suite(tiny.facts(4))
-    results, asked = ask(base, Answers(base, tmp_path), suite)
+    results, asked = ask(base, Answers(base, root), suite)
     assert asked == len(suite)
-    again, asked = ask(base, Answers(base, tmp_path), suite)
+    assert root.stat().st_mode & 0o077 == 0
+    again, asked = ask(base, Answers(base, root), suite)
     assert (again, asked) == (results, 0)
     # The same edits under other ids, as in another home, and one question that is new.
     moved = [replace(edit, id=f"9{edit.id}") for edit in tiny.facts(4)]
     more = ProbeItem("h", ProbeKind.HEALTH, "The river", max_new_tokens=4)
     other = build_suite(moved, [more])
-    found, asked = ask(base, Answers(base, tmp_path), other)
+    found, asked = ask(base, Answers(base, root), other)
     assert asked == 1
     assert found == Scorer(base, other).reference()
     assert [r.item_id for r in found] == [item.id for item in other.items]
