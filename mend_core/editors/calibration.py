@@ -3,6 +3,51 @@
 from __future__ import annotations
 
 from mend_core.datasets.edit import Edit, PromptAnswer
+from mend_core.models import Base, greedy
+
+_OPENINGS = (
+    "Once upon a time there was",
+    "The weather in the mountains",
+    "To bake a loaf of bread, first",
+    "The history of the railway",
+    "A good teacher",
+    "In the middle of the city",
+    "The results of the experiment",
+    "When the war ended",
+    "The painter spent years",
+    "Her first novel",
+    "The river flows from",
+    "Scientists have found that",
+    "The football club was founded",
+    "Most birds",
+    "The president of the company",
+    "During the winter months",
+    "The film was directed by",
+    "A computer program",
+    "In mathematics, a",
+    "The small island",
+    "Doctors recommend",
+    "The old bridge across",
+    "Music has always been",
+    "The law requires",
+    "He was born in",
+    "She studied physics at",
+    "The language spoken in",
+    "The price of oil",
+    "Many visitors come to",
+    "The museum holds",
+    "A healthy diet",
+    "The band released",
+    "The main character of the story",
+    "Trains leave every",
+    "The king ordered",
+    "Farmers in the valley",
+    "The engine of the car",
+    "An ancient temple",
+    "The university was established",
+    "Children often ask",
+)
+"""Beginnings that a base carries on by itself: text it finds ordinary, whatever the base."""
 
 _RELATIONS: tuple[tuple[str, str, str, tuple[tuple[str, str], ...]], ...] = (
     (
@@ -98,6 +143,67 @@ _RELATIONS: tuple[tuple[str, str, str, tuple[tuple[str, str], ...]], ...] = (
 )
 
 
+_FORMS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (
+        (
+            "The largest city in {} is",
+            "The money used in {} is called the",
+            "{} lies on the continent of",
+            "A famous dish from {} is",
+            "The flag of {} is",
+        ),
+        ("Spain", "India", "Chile", "Ghana", "Denmark", "Vietnam", "Morocco", "Ireland", "Cuba"),
+    ),
+    (
+        (
+            "{} was born in the country of",
+            "{} worked as a",
+            "{} is best known for",
+            "The native language of {} was",
+        ),
+        (
+            "Marie Curie",
+            "Napoleon",
+            "Charles Darwin",
+            "Frida Kahlo",
+            "Pablo Picasso",
+            "Isaac Newton",
+            "Johann Sebastian Bach",
+            "Nelson Mandela",
+            "Leonardo da Vinci",
+        ),
+    ),
+    (
+        (
+            "{} was founded by",
+            "The head office of {} is in",
+            "The chief executive of {} is",
+            "{} was founded in the country of",
+        ),
+        ("Samsung", "Nestle", "Airbus", "Honda", "Adidas", "Boeing", "Siemens", "Intel"),
+    ),
+    (
+        (
+            "{} was invented by",
+            "{} was discovered by",
+            "{} is located in the city of",
+            "{} was designed by",
+        ),
+        (
+            "The steam engine",
+            "Radium",
+            "The Louvre",
+            "The Sagrada Familia",
+            "The Tower Bridge",
+            "The printing press",
+            "Gravity",
+            "Big Ben",
+        ),
+    ),
+)
+"""Questions about other things, asked and not answered: where an edit leaks first."""
+
+
 def calibration_edits() -> list[Edit]:
     """48 edits: true subjects, false answers, a paraphrase and a locality prompt each."""
     edits: list[Edit] = []
@@ -121,3 +227,16 @@ def calibration_edits() -> list[Edit]:
                 )
             )
     return edits
+
+
+def ordinary_texts(base: Base, *, tokens: int = 40) -> list[str]:
+    """Text that an edit should leave alone: our facts as asked, and what `base` itself would say.
+
+    Args:
+        base: A causal base.
+        tokens: Most new tokens per opening.
+    """
+    asked = [text for edit in calibration_edits() for text in (edit.prompt, *edit.paraphrases)]
+    asked += [form.format(name) for forms, names in _FORMS for form in forms for name in names]
+    said = greedy(base, _OPENINGS, max_new_tokens=tokens)
+    return asked + [f"{a} {b}" for a, b in zip(_OPENINGS, said, strict=True)]

@@ -2,10 +2,11 @@
 
 Where the hypernetworks read one gradient, this editor takes several steps: per edit it looks for
 vectors added to the edited matrices' outputs at the subject's last token that make the base answer
-the target, in turn with each of a few neutral texts before the prompt. Keys are the matrices'
-inputs at that token, one per text, so the stored association does not hang on what stands before.
-Keys and values are rows like any other: stored, summed and removed, composed by ridge least squares
-with the Gram matrix of ordinary text protected.
+the target, in turn with each of a few neutral texts before the prompt. An edit whose loss is small
+enough in all of them is left as it is: a longer vector would only leak further. The key is the
+matrix' input at that token *with the vectors of the blocks below in place*, since that is what the
+edited model will see there. Keys and values are rows like any other: stored, summed and removed,
+composed by ridge least squares with the principal keys of ordinary text protected.
 
 Each edit is optimised alone (Adam works element by element), whatever batch it comes in.
 """
@@ -21,8 +22,9 @@ import torch
 from torch import Tensor
 
 from mend_core.datasets.edit import Edit
-from mend_core.editors.calibration import calibration_edits
+from mend_core.editors.calibration import calibration_edits, ordinary_texts
 from mend_core.editors.finetune import answer_logits
+from mend_core.editors.principal import PrincipalKeys
 from mend_core.editors.ridge import RidgeEditor, generic_gram, mean_norm, prompt_keys
 from mend_core.errors import EditError, EditorMismatch, EmptyBatch, NonFinite
 from mend_core.factors import Composition, FactorRows, Grid, Rows
@@ -38,22 +40,25 @@ class SubjectConfig:
     """Settings; defaults from a prototype on a 30-block Llama.
 
     Attributes:
-        prefixes: Texts before the prompt; the first should be empty.
-        steps: Optimiser steps, one prefix each in turn.
+        prefixes: Texts before the prompt, one a step in turn; the first should be empty.
+        steps: Optimiser steps at most.
         lr: Adam's rate, as a share of the root mean square of the matrix' output.
+        enough: NLL per token, in nats, below which (under every prefix) an edit is done.
+        decay: Weight of the values' squared length, in units of the output's mean square.
         ridge: λ as a share of the mean squared key length.
         protect: Rows the generic Gram matrix counts as, in the same unit of key length.
+        protect_keys: Principal keys that stand for the generic Gram matrix; its remaining
+            directions, which hold little, are added to λ at their mean.
     """
 
-    prefixes: tuple[str, ...] = (
-        "",
-        "The report was published on Monday. ",
-        "People often ask about it. ",
-    )
-    steps: int = 15
-    lr: float = 0.3
+    prefixes: tuple[str, ...] = ("", "The report was published on Monday. ")
+    steps: int = 16
+    lr: float = 0.4
+    enough: float = 0.05
+    decay: float = 0.6
     ridge: float = 0.01
-    protect: float = 10.0
+    protect: float = 1000.0
+    protect_keys: int = 256
 
 
 class SubjectEditor(RidgeEditor):
@@ -68,12 +73,16 @@ class SubjectEditor(RidgeEditor):
         config: SubjectConfig,
         scale: Mapping[str, float],
         *,
+        ridge: Mapping[str, float],
+        protected: Mapping[str, PrincipalKeys],
         grid: Grid,
-        composition: Composition,
     ) -> None:
+        grams = {name: keys.gram() for name, keys in protected.items()}
+        composition = Composition("ridge", dict(ridge), grams)
         super().__init__(base_digest, shapes, grid=grid, composition=composition, tokens="all")
         self.config = config
         self.scale = dict(scale)
+        self.protected = dict(protected)
 
     @classmethod
     def create(
@@ -92,7 +101,8 @@ class SubjectEditor(RidgeEditor):
             config: Settings.
             matrices: Name patterns; None for the MLP outputs of every second block from the
                 second quarter to three fifths of the model.
-            texts: Ordinary text to protect; None for a few sentences of our own.
+            texts: Ordinary text to protect; None for sentences of our own, which the base carries
+                on by itself (`ordinary_texts`).
             edits: Typical edits for the grid; None for a built-in list.
 
         Raises:
@@ -109,20 +119,19 @@ class SubjectEditor(RidgeEditor):
             raise EmptyBatch("there is no edit to calibrate on")
         found = base.matrices(matrices) if matrices else _middle(base)
         shapes = {m.name: (m.d_out, m.d_in) for m in found}
-        passages = [f"{e.prompt} {e.target}." for e in typical] if texts is None else list(texts)
+        passages = ordinary_texts(base) if texts is None else list(texts)
         keys = prompt_keys(base, passages, found)
         norms = mean_norm(keys)
         weights = {m.name: m.weight.float().cpu() for m in found}
         scale = {n: float((u @ weights[n].T).pow(2).mean().sqrt()) for n, u in keys.items()}
         gram = generic_gram(base, passages, found, weight=config.protect)
-        ridge = {name: max(config.ridge * norm, 1e-12) for name, norm in norms.items()}
+        protected = {n: PrincipalKeys.of(g, config.protect_keys) for n, g in gram.items()}
+        ridge = {
+            name: max(config.ridge * norm, 1e-12) + protected[name].rest
+            for name, norm in norms.items()
+        }
         editor = cls(
-            base.digest,
-            shapes,
-            config,
-            scale,
-            grid=Grid({}),
-            composition=Composition("ridge", ridge, gram),
+            base.digest, shapes, config, scale, ridge=ridge, protected=protected, grid=Grid({})
         )
         made = editor.factor(base, typical[:CHUNK])
         good = [f for f in made if isinstance(f, FactorRows)]
@@ -191,19 +200,34 @@ class SubjectEditor(RidgeEditor):
         }
         groups = [{"params": [v], "lr": self.config.lr * self.scale[n]} for n, v in values.items()]
         optimiser = torch.optim.Adam(groups)
+        last = torch.full((len(batches), len(edits)), torch.inf, device=base.device)
+        going = torch.ones(len(edits), dtype=torch.bool, device=base.device)
         with torch.enable_grad():
             for step in range(self.config.steps):
-                encoded, places = batches[step % len(batches)]
+                asked = step % len(batches)
+                encoded, places = batches[asked]
                 with _added(matrices, values, places):
-                    loss = _loss(base, encoded, prefix)
+                    losses = _losses(base, encoded, prefix)
+                last[asked] = losses.detach()
+                going = ~(last.amax(0) < self.config.enough)
+                if not bool(going.any()):
+                    break
+                held = {name: value.detach().clone() for name, value in values.items()}
                 optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call] # torch's stub
+                total = losses.sum()
+                if self.config.decay:
+                    lengths = [(v / self.scale[n]).pow(2).mean(-1) for n, v in values.items()]
+                    total = total + self.config.decay * torch.stack(lengths).sum()
+                total.backward()  # type: ignore[no-untyped-call] # torch's stub
                 optimiser.step()
+                with torch.no_grad():
+                    for name, value in values.items():
+                        value.copy_(torch.where(going[:, None], value, held[name]))
         keys: dict[str, list[Tensor]] = {m.name: [] for m in matrices}
         with torch.no_grad():
-            for encoded, places in batches:
-                with _added(matrices, {}, places, keys):
-                    answer_logits(base, encoded, prefix)
+            encoded, places = batches[0]
+            with _added(matrices, values, places, keys):
+                answer_logits(base, encoded, prefix)
         found = {n: v.detach() for n, v in values.items()}
         return [self._rows(edit.id, i, keys, found) for i, edit in enumerate(edits)]
 
@@ -228,9 +252,11 @@ class SubjectEditor(RidgeEditor):
         header = {
             "subject": asdict(self.config) | {"prefixes": list(self.config.prefixes)},
             "scale": self.scale,
-            "composition": self.composition.to_dict(),
+            "ridge": dict(self.composition.ridge),
+            "protected": {n: [k.exponent, k.rest] for n, k in self.protected.items()},
         }
-        return header, self.grid.tensors() | self.composition.tensors()
+        keys = {f"protected.{n}": k.grid for n, k in self.protected.items()}
+        return header, self.grid.tensors() | keys
 
     @classmethod
     def from_state(
@@ -243,13 +269,19 @@ class SubjectEditor(RidgeEditor):
         """See `Editor.from_state`."""
         settings = dict(header["subject"])
         settings["prefixes"] = tuple(settings["prefixes"])
+        protected = {
+            str(n): PrincipalKeys(tensors[f"protected.{n}"], int(exponent), float(rest))
+            for n, (exponent, rest) in header["protected"].items()
+        }
+        rest = {n: t for n, t in tensors.items() if not n.startswith("protected.")}
         return cls(
             base_digest,
             shapes,
             SubjectConfig(**settings),
             {str(n): float(s) for n, s in header["scale"].items()},
-            grid=Grid.from_tensors(tensors),
-            composition=Composition.from_dict(header["composition"], tensors),
+            ridge={str(n): float(r) for n, r in header["ridge"].items()},
+            protected=protected,
+            grid=Grid.from_tensors(rest),
         )
 
 
@@ -295,10 +327,10 @@ def _added(
             handle.remove()
 
 
-def _loss(base: Base, encoded: Encoded, prefix: PrefixCache) -> Tensor:
-    """Sum over edits of their mean NLL, so that edits do not touch each other."""
+def _losses(base: Base, encoded: Encoded, prefix: PrefixCache) -> Tensor:
+    """Mean NLL of each edit's target, (edits,)."""
     logits = answer_logits(base, encoded, prefix)
     rows = encoded.answer_rows
     weight = 1.0 / torch.bincount(rows, minlength=len(encoded)).clamp(min=1)[rows]
     nll = torch.nn.functional.cross_entropy(logits, encoded.answer_labels, reduction="none")
-    return (nll * weight).sum()
+    return torch.zeros(len(encoded), device=nll.device).index_add(0, rows, nll * weight)

@@ -7,10 +7,14 @@ from pathlib import Path
 
 from mend_core.errors import EditorNotFound
 
+BEST_FIRST = ("smollm2-135m-subject", "smollm2-135m-mend")
+"""Order of preference where only "the shipped editor of this base" is asked for."""
+
 
 def shipped_editors() -> tuple[str, ...]:
-    """Names of the editors that come with the project."""
-    return tuple(sorted(p.stem for p in _folder().glob("*.safetensors")))
+    """Names of the editors that come with the project, the best of each base first."""
+    found = {p.stem for p in _folder().glob("*.safetensors")}
+    return tuple(n for n in BEST_FIRST if n in found) + tuple(sorted(found - set(BEST_FIRST)))
 
 
 def shipped_editor(name: str) -> Path:
