@@ -55,7 +55,7 @@ class SubjectConfig:
     steps: int = 16
     lr: float = 0.4
     enough: float = 0.05
-    decay: float = 0.6
+    decay: float = 0.4
     ridge: float = 0.01
     protect: float = 1000.0
     protect_keys: int = 256
