@@ -9,11 +9,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ledger.events import Listener
-
 from gateway.errors import ServiceFailed, UserError
 from gateway.session import Session
 from ledger import batches, edits, jobs, workers
+from ledger.events import Listener
 from ledger.records import Edit, Job
 from ledger.states import BatchState, EditState, JobState
 
