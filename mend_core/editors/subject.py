@@ -8,8 +8,8 @@ matrix' input at that token *with the vectors of the blocks below in place*, sin
 edited model will see there. Keys and values are rows like any other: stored, summed and removed,
 composed by ridge least squares with the principal keys of ordinary text protected.
 
-Each edit is optimised alone (Adam works element by element). Its company can only change the padding,
-and so the last bits of its values; rows are made once and kept by digest, so a version never is.
+Each edit is optimised alone (Adam works element by element). Its company can only change the
+padding, and so the last bits of its values; rows are made once and kept by digest.
 """
 
 from __future__ import annotations
