@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from mend_core.digests import PREFIX, update_with_tensor
+from mend_core.digests import PREFIX, json_digest, update_with_tensor
 from mend_core.errors import (
     ModelBroken,
     ModelError,
@@ -25,6 +25,7 @@ from mend_core.errors import (
 from mend_core.files import full_disk, write_atomic
 from mend_core.models.base import Base
 from mend_core.models.families import family_of
+from mend_core.models.identity import forward_settings, read_config
 from mend_core.models.shipped import SMOLLM2, cache_root, smollm2_folder
 
 Progress = Callable[[str, float], None]
@@ -188,7 +189,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def base_digest(source: str | Path) -> str:
-    """Digest over a checkpoint's tensors, ``sha256:…``; cached by the files' size and time.
+    """Digest over a checkpoint's tensors and the settings it computes with, ``sha256:…``.
 
     Raises:
         ModelNotFound: No such model.
@@ -196,6 +197,13 @@ def base_digest(source: str | Path) -> str:
     """
     folder = resolve(source)
     files = weight_files(folder)
+    with quiet():
+        settings = forward_settings(read_config(folder))
+    return json_digest({"settings": settings, "tensors": tensors_digest(folder, files)})
+
+
+def tensors_digest(folder: Path, files: list[Path]) -> str:
+    """Digest over the tensors alone; cached by the files' size and time."""
     stamp = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
     place = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
     sidecar = cache_root() / "digests" / f"{place}.json"
@@ -259,13 +267,8 @@ def quiet() -> Iterator[None]:
 def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     import transformers  # noqa: PLC0415 - heavy
 
-    if not (folder / "config.json").is_file():
-        raise ModelBroken(f"{folder} has no config.json: it is no Hugging Face model folder")
-    try:
-        with quiet():
-            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelBroken(f"{folder}/config.json cannot be used: {error}") from error
+    with quiet():
+        config = read_config(folder)
     family = family_of(config)
     auto = {
         "causal": transformers.AutoModelForCausalLM,
