@@ -98,29 +98,34 @@ def finish(conn: Connection, lease: Lease, batch_id: int, *, actor: str) -> None
         WrongState: Edits are still claimed in it.
     """
     leases.check(conn, lease)
-    batch = get(conn, batch_id)
-    claimed = conn.execute(
-        text("SELECT count(*) FROM edits WHERE batch_id = :batch AND state = 'claimed'"),
-        {"batch": batch_id},
-    ).scalar_one()
-    if claimed:
-        raise WrongState(
-            f"batch {batch_id} still has {claimed} claimed edits: "
-            "commit, retry or return them first"
-        )
     closed = conn.execute(
         text(
-            "UPDATE batches SET state = 'done', finished_at = clock_timestamp() "
-            "WHERE id = :batch AND state = 'open'"
+            """
+            UPDATE batches SET state = 'done', finished_at = clock_timestamp()
+             WHERE id = :batch AND state = 'open' AND NOT EXISTS (
+                   SELECT FROM edits WHERE batch_id = :batch AND state = 'claimed')
+            RETURNING model_id
+            """
         ),
         {"batch": batch_id},
-    ).rowcount
-    if closed:
-        audit.append(
-            conn,
-            "batch.done",
-            actor=actor,
-            model_id=batch.model_id,
-            subject=f"batch:{batch_id}",
-            data={"batch": batch_id},
-        )
+    ).scalar_one_or_none()
+    if closed is None:
+        get(conn, batch_id)
+        claimed = conn.execute(
+            text("SELECT count(*) FROM edits WHERE batch_id = :batch AND state = 'claimed'"),
+            {"batch": batch_id},
+        ).scalar_one()
+        if claimed:
+            raise WrongState(
+                f"batch {batch_id} still has {claimed} claimed edits: "
+                "commit, retry or return them first"
+            )
+        return
+    audit.append(
+        conn,
+        "batch.done",
+        actor=actor,
+        model_id=int(closed),
+        subject=f"batch:{batch_id}",
+        data={"batch": batch_id},
+    )

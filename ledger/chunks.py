@@ -22,6 +22,40 @@ CHUNK_LIMIT = 32
 TTL_SECONDS = 60.0
 LOSSES_ALONE = 3  # times an edit may lose its worker while alone in its chunk
 
+# The edit that comes first says which batch and how large a chunk. A row without a token says that
+# a batch is open whose edits have all left it.
+_TAKE = f"""
+    WITH first AS (
+        SELECT c.batch_id, c.losses FROM batch_edits AS c JOIN batches AS b ON b.id = c.batch_id
+         WHERE c.factor_digest IS NULL AND c.error IS NULL
+           AND (c.until IS NULL OR c.until < clock_timestamp())
+           AND b.state = 'open'
+           AND (CAST(:batch AS bigint) IS NULL OR c.batch_id = :batch)
+           AND (CAST(:models AS bigint[]) IS NULL OR b.model_id = ANY(:models))
+         ORDER BY c.batch_id, c.losses, c.edit_id LIMIT 1 FOR UPDATE OF c SKIP LOCKED
+    ), mine AS (
+        SELECT c.batch_id, c.edit_id FROM first
+          JOIN batch_edits AS c ON c.batch_id = first.batch_id AND c.losses = first.losses
+          JOIN edits AS e ON e.id = c.edit_id AND e.batch_id = c.batch_id AND e.state = 'claimed'
+         WHERE c.factor_digest IS NULL AND c.error IS NULL
+           AND (c.until IS NULL OR c.until < clock_timestamp())
+         ORDER BY c.edit_id LIMIT (SELECT greatest(1, CAST(:limit AS integer) >> losses) FROM first)
+           FOR UPDATE OF c SKIP LOCKED
+    ), name AS MATERIALIZED (
+        SELECT nextval('chunk_tokens') AS token
+    ), taken AS (
+        UPDATE batch_edits AS c SET token = name.token, worker = :worker,
+               losses = c.losses + (c.until IS NOT NULL)::integer,
+               until = clock_timestamp() + make_interval(secs => :ttl)
+          FROM mine, name WHERE c.batch_id = mine.batch_id AND c.edit_id = mine.edit_id
+        RETURNING c.edit_id, c.token, c.until, c.losses
+    )
+    SELECT {rows.EDIT_COLUMNS}, first.batch_id AS of_batch, taken.token,
+           taken.until AS taken_until, taken.losses AS taken_losses
+      FROM first LEFT JOIN taken ON true LEFT JOIN edits AS e ON e.id = taken.edit_id
+     ORDER BY e.id
+"""  # noqa: S608 - our words
+
 
 def take(
     conn: Connection,
@@ -37,52 +71,20 @@ def take(
     * `batch_id`: Only this batch; else any open one (of `model_ids`), oldest first.
     * `ttl`: Seconds until others may take them too, unless renewed.
     """
-    first = conn.execute(
-        text(
-            """
-            SELECT c.batch_id, c.losses FROM batch_edits AS c JOIN batches AS b ON b.id = c.batch_id
-             WHERE c.factor_digest IS NULL AND c.error IS NULL
-               AND (c.until IS NULL OR c.until < clock_timestamp())
-               AND b.state = 'open'
-               AND (CAST(:batch AS bigint) IS NULL OR c.batch_id = :batch)
-               AND (CAST(:models AS bigint[]) IS NULL OR b.model_id = ANY(:models))
-             ORDER BY c.batch_id, c.losses, c.edit_id LIMIT 1 FOR UPDATE OF c SKIP LOCKED
-            """
-        ),
-        {"batch": batch_id, "models": list(model_ids) if model_ids is not None else None},
-    ).one_or_none()
-    if first is None:
-        return None
-    losses = int(first.losses)
-    size = max(1, limit >> losses)
-    token = conn.execute(text("SELECT nextval('chunk_tokens')")).scalar_one()
-    taken = conn.execute(
-        text(
-            """
-            WITH mine AS (
-                SELECT c.batch_id, c.edit_id FROM batch_edits AS c
-                  JOIN edits AS e ON e.id = c.edit_id
-                                 AND e.batch_id = c.batch_id AND e.state = 'claimed'
-                 WHERE c.batch_id = :batch AND c.factor_digest IS NULL AND c.error IS NULL
-                   AND (c.until IS NULL OR c.until < clock_timestamp()) AND c.losses = :losses
-                 ORDER BY c.edit_id LIMIT :size FOR UPDATE OF c SKIP LOCKED
-            )
-            UPDATE batch_edits AS c SET token = :token, worker = :worker,
-                   losses = c.losses + (c.until IS NOT NULL)::integer,
-                   until = clock_timestamp() + make_interval(secs => :ttl)
-              FROM mine WHERE c.batch_id = mine.batch_id AND c.edit_id = mine.edit_id
-            RETURNING c.edit_id, c.until, c.losses
-            """
-        ),
+    rows_found = conn.execute(
+        text(_TAKE),
         {
-            "batch": first.batch_id,
-            "losses": losses,
-            "size": size,
-            "token": token,
+            "batch": batch_id,
+            "models": list(model_ids) if model_ids is not None else None,
+            "limit": limit,
             "worker": worker,
             "ttl": ttl,
         },
     ).all()
+    if not rows_found:
+        return None
+    first = rows_found[0]
+    taken = [row for row in rows_found if row.token is not None]
     if not taken:
         # The edits left the batch (cancelled): they need no factor, do not meet them again.
         conn.execute(
@@ -95,10 +97,10 @@ def take(
                    AND (e.batch_id IS DISTINCT FROM c.batch_id OR e.state <> 'claimed')
                 """
             ),
-            {"batch": first.batch_id},
+            {"batch": first.of_batch},
         )
         return None
-    worn = [int(row.edit_id) for row in taken if row.losses >= _worn_out(limit)]
+    worn = [int(row.id) for row in taken if row.taken_losses >= _worn_out(limit)]
     if worn:
         conn.execute(
             text(
@@ -106,25 +108,19 @@ def take(
                 "error = 'its worker died while computing its factor, ' || losses || ' times' "
                 "WHERE batch_id = :batch AND edit_id = ANY(:ids)"
             ),
-            {"batch": first.batch_id, "ids": worn},
+            {"batch": first.of_batch, "ids": worn},
         )
-        taken = [row for row in taken if row.edit_id not in worn]
+        taken = [row for row in taken if row.id not in worn]
         if not taken:
             return take(conn, worker, limit=limit, ttl=ttl, batch_id=batch_id, model_ids=model_ids)
-    found = conn.execute(
-        text(
-            f"SELECT {rows.EDIT_COLUMNS} FROM edits AS e WHERE e.id = ANY(:ids) ORDER BY e.id"  # noqa: S608 - our words
-        ),
-        {"ids": [int(row.edit_id) for row in taken]},
-    )
-    edits = tuple(rows.edit(row) for row in found)
+    edits = tuple(rows.edit(row) for row in taken)
     return Chunk(
-        token=int(token),
-        batch_id=int(first.batch_id),
+        token=int(taken[0].token),
+        batch_id=int(first.of_batch),
         model_id=edits[0].model_id,
         worker=worker,
         edits=edits,
-        until=taken[0].until,
+        until=taken[0].taken_until,
     )
 
 
@@ -170,7 +166,7 @@ def record(conn: Connection, chunk: Chunk, factors: Iterable[FactorRecord]) -> i
                    SET digest = excluded.digest, rows = excluded.rows, bytes = excluded.bytes,
                        clipped = excluded.clipped, meta = excluded.meta
             )
-            SELECT count(*) FROM mine
+            SELECT count(*), pg_notify('mend_events', :words) FROM mine
             """
         ),
         {
@@ -190,17 +186,12 @@ def record(conn: Connection, chunk: Chunk, factors: Iterable[FactorRecord]) -> i
             "batch": chunk.batch_id,
             "token": chunk.token,
             "model": chunk.model_id,
+            "words": f'{{"kind":"chunk.done","model":{chunk.model_id},'
+            f'"subject":"batch:{chunk.batch_id}"}}',
         },
     ).scalar_one()
     if not counted:
         raise _lost(chunk)
-    conn.execute(
-        text("SELECT pg_notify('mend_events', :words)"),
-        {
-            "words": f'{{"kind":"chunk.done","model":{chunk.model_id},'
-            f'"subject":"batch:{chunk.batch_id}"}}'
-        },
-    )
     return int(counted)
 
 

@@ -76,10 +76,10 @@ def renew(conn: Connection, lease: Lease) -> Lease:
             RETURNING fence, until
             """
         ),
-        _params(lease) | {"ttl": lease.ttl_seconds},
+        params(lease) | {"ttl": lease.ttl_seconds},
     ).one_or_none()
     if row is None:
-        raise _lost(lease)
+        raise lost(lease)
     return Lease(lease.model_id, lease.worker, int(row.fence), lease.ttl_seconds, row.until)
 
 
@@ -93,7 +93,7 @@ def release(conn: Connection, lease: Lease) -> bool:
                  WHERE model_id = :model AND worker = :worker AND fence = :fence
                 """
             ),
-            _params(lease),
+            params(lease),
         ).rowcount
     )
 
@@ -113,29 +113,41 @@ def check(conn: Connection, lease: Lease) -> None:
                FOR UPDATE
             """
         ),
-        _params(lease),
+        params(lease),
     ).one_or_none()
     if held is None:
-        raise _lost(lease)
+        raise lost(lease)
 
 
 def advance(conn: Connection, lease: Lease) -> Lease:
-    """Use up the fence (after `check` in the same transaction): the next one of the same holder."""
+    """Check and lock the lease, as `check` does, and use up its fence: the same holder's next one.
+
+    Raises:
+        StaleFence: It was lost or ran out; nothing was changed.
+    """
     row = conn.execute(
         text(
-            "UPDATE leases SET fence = fence + 1 WHERE model_id = :model AND worker = :worker "
-            "AND fence = :fence RETURNING fence, until"
+            """
+            UPDATE leases SET fence = fence + 1
+             WHERE model_id = :model AND worker = :worker AND fence = :fence
+               AND until > clock_timestamp()
+            RETURNING fence, until
+            """
         ),
-        _params(lease),
-    ).one()
+        params(lease),
+    ).one_or_none()
+    if row is None:
+        raise lost(lease)
     return Lease(lease.model_id, lease.worker, int(row.fence), lease.ttl_seconds, row.until)
 
 
-def _params(lease: Lease) -> dict[str, object]:
+def params(lease: Lease) -> dict[str, object]:
+    """What a guarded statement compares the lease's row with."""
     return {"model": lease.model_id, "worker": lease.worker, "fence": lease.fence}
 
 
-def _lost(lease: Lease) -> StaleFence:
+def lost(lease: Lease) -> StaleFence:
+    """What to raise where a guarded statement found the lease gone."""
     return StaleFence(
         f"the lease on model {lease.model_id} with fence {lease.fence} was lost or ran out: "
         "nothing was changed; another worker goes on"

@@ -21,6 +21,28 @@ from ledger.records import Batch, Claim, Lease
 from ledger.states import BatchState, EditState
 from ledger.transitions import move, requeue
 
+# The rows are locked by the pick before it; none can have moved since.
+_CLAIM = f"""
+    WITH batch AS (
+        INSERT INTO batches (model_id, fence, worker, size, cohort)
+        VALUES (:model, :fence, :worker, cardinality(CAST(:ids AS bigint[])),
+                (SELECT cohort FROM edits WHERE id = (CAST(:ids AS bigint[]))[1]))
+        RETURNING *
+    ), claimed AS (
+        UPDATE edits AS e SET state = 'claimed', updated_at = clock_timestamp(),
+               batch_id = batch.id
+          FROM batch WHERE e.id = ANY(:ids) AND e.state = 'queued'
+        RETURNING {rows.EDIT_COLUMNS}
+    ), members AS (
+        INSERT INTO batch_edits (batch_id, edit_id, factor_digest)
+        SELECT e.batch_id, e.id, f.digest
+          FROM claimed AS e LEFT JOIN factors AS f ON f.edit_id = e.id
+                                  AND f.base_digest = :base AND f.editor_digest = :editor
+    )
+    SELECT {rows.EDIT_COLUMNS}, {rows.BATCH_COLUMNS}
+      FROM claimed AS e CROSS JOIN batch AS b ORDER BY e.priority DESC, e.id
+"""  # noqa: S608 - our words
+
 BATCH_LIMIT = 100
 BACKOFF_FIRST_SECONDS = 5.0
 BACKOFF_LIMIT_SECONDS = 900.0
@@ -36,18 +58,23 @@ def claim(conn: Connection, lease: Lease, *, limit: int = BATCH_LIMIT) -> Claim 
         StaleFence: The lease was lost.
         WrongState: The model's last batch is still open (judge its version first).
     """
-    leases.check(conn, lease)
     model = conn.execute(
         text(
             """
             SELECT m.paused, m.base_digest, d.digest AS editor_digest,
                    (SELECT b.id FROM batches AS b
                      WHERE b.model_id = m.id AND b.state = 'open') AS open
-              FROM models AS m JOIN editors AS d ON d.id = m.editor_id WHERE m.id = :model
+              FROM leases AS l JOIN models AS m ON m.id = l.model_id
+              JOIN editors AS d ON d.id = m.editor_id
+             WHERE l.model_id = :model AND l.worker = :worker AND l.fence = :fence
+               AND l.until > clock_timestamp()
+               FOR UPDATE OF l
             """
         ),
-        {"model": lease.model_id},
-    ).one()
+        leases.params(lease),
+    ).one_or_none()
+    if model is None:
+        raise leases.lost(lease)
     if model.paused:
         return None
     if model.open is not None:
@@ -59,59 +86,23 @@ def claim(conn: Connection, lease: Lease, *, limit: int = BATCH_LIMIT) -> Claim 
     ids = _pick(conn, lease.model_id, limit)
     if not ids:
         return None
-    batch_id = conn.execute(
-        text(
-            """
-            INSERT INTO batches (model_id, fence, worker, size, cohort)
-            VALUES (:model, :fence, :worker, :size, (SELECT cohort FROM edits WHERE id = :first))
-            RETURNING id
-            """
-        ),
-        {
-            "model": lease.model_id,
-            "fence": lease.fence,
-            "worker": lease.worker,
-            "size": len(ids),
-            "first": ids[0],
-        },
-    ).scalar_one()
-    moved = move(
-        conn,
-        EditState.CLAIMED,
-        "e.id = ANY(:ids)",
-        {"ids": ids, "batch": batch_id},
-        sets="batch_id = :batch",
-    )
-    conn.execute(
-        text(
-            """
-            INSERT INTO batch_edits (batch_id, edit_id, factor_digest)
-            SELECT :batch, e.id, f.digest
-              FROM unnest(CAST(:ids AS bigint[])) AS e(id)
-              LEFT JOIN factors AS f ON f.edit_id = e.id AND f.base_digest = :base
-                                    AND f.editor_digest = :editor
-            """
-        ),
-        {"batch": batch_id, "ids": ids, "base": model.base_digest, "editor": model.editor_digest},
-    )
+    found = conn.execute(
+        text(_CLAIM),
+        leases.params(lease)
+        | {"ids": ids, "base": model.base_digest, "editor": model.editor_digest},
+    ).all()
+    claimed = [rows.edit(row) for row in found]
+    batch = rows.batch(found[0][rows.EDIT_WIDTH :])
     audit.moved(
         conn,
         "batch.claimed",
-        moved,
+        [(one.id, EditState.QUEUED.value, EditState.CLAIMED.value) for one in claimed],
         actor=f"worker:{lease.worker}",
         model_id=lease.model_id,
-        subject=f"batch:{batch_id}",
-        data={"batch": batch_id, "fence": lease.fence},
+        subject=f"batch:{batch.id}",
+        data={"batch": batch.id, "fence": lease.fence},
     )
-    batch = _batch(conn, batch_id)
-    found = conn.execute(
-        text(
-            f"SELECT {rows.EDIT_COLUMNS} FROM edits AS e "  # noqa: S608 - our words
-            "WHERE e.batch_id = :batch ORDER BY e.priority DESC, e.id"
-        ),
-        {"batch": batch_id},
-    )
-    return Claim(batch, tuple(rows.edit(row) for row in found))
+    return Claim(batch, tuple(claimed))
 
 
 def _pick(conn: Connection, model_id: int, limit: int) -> list[int]:

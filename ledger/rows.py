@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Row
@@ -14,6 +15,8 @@ EDIT_COLUMNS = """e.id, e.model_id, e.state, e.prompt, e.target, e.subject, e.re
     e.idempotency_key, e.fact_key,
     e.content_digest, e.priority, e.not_before, e.expires_at, e.attempts, e.batch_id, e.cohort,
     e.superseded_by, e.error, e.evidence, e.created_at, e.updated_at"""
+
+EDIT_WIDTH = EDIT_COLUMNS.count(",") + 1
 
 BATCH_COLUMNS = "b.id, b.model_id, b.state, b.fence, b.worker, b.size, b.claimed_at, b.finished_at"
 
@@ -31,21 +34,30 @@ JOB_COLUMNS = """j.id, j.model_id, j.kind, j.payload, j.state, j.result, j.error
     j.worker, j.attempts, j.token, j.created_at, j.finished_at"""
 
 
-def edit(row: Row[Any]) -> Edit:
-    """An `EDIT_COLUMNS` row."""
-    values = dict(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
-    values["state"] = EditState(values["state"])
-    values["paraphrases"] = tuple(values["paraphrases"])
-    values["locality"] = tuple((p, a) for p, a in values["locality"])
-    values["portability"] = tuple((p, a) for p, a in values["portability"])
-    return Edit(**values)
+def edit(row: Sequence[Any]) -> Edit:
+    """An `EDIT_COLUMNS` row (first, where a statement selects more): they are `Edit`'s fields."""
+    one, model, state, prompt, target, subject, relation, paraphrases, locality, portability = row[
+        :10
+    ]
+    return Edit(
+        one,
+        model,
+        EditState(state),
+        prompt,
+        target,
+        subject,
+        relation,
+        tuple(paraphrases),
+        tuple([(p, a) for p, a in locality]),
+        tuple([(p, a) for p, a in portability]),
+        *row[10:EDIT_WIDTH],
+    )
 
 
-def batch(row: Row[Any]) -> Batch:
-    """A `BATCH_COLUMNS` row."""
-    values = dict(row._mapping)  # noqa: SLF001 - as above
-    values["state"] = BatchState(values["state"])
-    return Batch(**values)
+def batch(row: Sequence[Any]) -> Batch:
+    """A `BATCH_COLUMNS` row: they are `Batch`'s fields."""
+    one, model, state, *rest = row
+    return Batch(one, model, BatchState(state), *rest)
 
 
 def version(row: Row[Any]) -> Version:
