@@ -14,8 +14,7 @@ padding, and so the last bits of its values; rows are made once and kept by dige
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -24,15 +23,16 @@ from torch import Tensor
 
 from mend_core.datasets.edit import Edit
 from mend_core.editors.calibration import calibration_edits, ordinary_texts
-from mend_core.editors.finetune import answer_logits
 from mend_core.editors.principal import PrincipalKeys
 from mend_core.editors.ridge import RidgeEditor, generic_gram, mean_norm, prompt_keys
+from mend_core.editors.values import Search, find_values, keys_with
 from mend_core.errors import EditError, EditorMismatch, EmptyBatch, NonFinite
 from mend_core.factors import Composition, FactorRows, Grid, Rows
 from mend_core.factors.extract import subject_position
-from mend_core.models import Base, Encoded, Matrix, PrefixCache, encode_edits
+from mend_core.models import Base, Matrix, PrefixCache, encode_edits
+from mend_core.models.tail import Tail
 
-CHUNK = 16
+CHUNK = 32
 """Edits optimised together."""
 
 
@@ -155,10 +155,14 @@ class SubjectEditor(RidgeEditor):
         matrices = self.matrices_of(base)
         if prefix is None:
             prefix = PrefixCache(base, min(m.block for m in matrices))
-        made: list[FactorRows | EditError] = []
-        for start in range(0, len(edits), CHUNK):
-            made += self._chunk(base, edits[start : start + CHUNK], matrices, prefix)
-        return made
+        made: dict[int, FactorRows | EditError] = {}
+        # Alike lengths side by side: the work goes by the longest of a chunk.
+        order = sorted(range(len(edits)), key=lambda i: len(edits[i].prompt + edits[i].target))
+        for start in range(0, len(order), CHUNK):
+            chunk = order[start : start + CHUNK]
+            found = self._chunk(base, [edits[i] for i in chunk], matrices, prefix)
+            made |= dict(zip(chunk, found, strict=True))
+        return [made[i] for i in range(len(edits))]
 
     def _chunk(
         self,
@@ -188,61 +192,28 @@ class SubjectEditor(RidgeEditor):
         prefix: PrefixCache,
     ) -> list[FactorRows | EditError]:
         """Rows of each edit, in the order of the variants' lists."""
-        batches: list[tuple[Encoded, Tensor]] = []
+        contexts = []
         for variant in variants:
             encoded = encode_edits(base, variant)[0]
             assert encoded is not None
-            places = torch.tensor([subject_position(base, e) for e in variant], device=base.device)
-            batches.append((encoded, places))
-        edits = variants[0]
-        values = {
-            m.name: torch.zeros(len(edits), m.d_out, device=base.device, requires_grad=True)
-            for m in matrices
-        }
-        groups = [{"params": [v], "lr": self.config.lr * self.scale[n]} for n, v in values.items()]
-        optimiser = torch.optim.Adam(groups)
-        last = torch.full((len(batches), len(edits)), torch.inf, device=base.device)
-        going = torch.ones(len(edits), dtype=torch.bool, device=base.device)
-        with torch.enable_grad():
-            for step in range(self.config.steps):
-                asked = step % len(batches)
-                encoded, places = batches[asked]
-                with _added(matrices, values, places):
-                    losses = _losses(base, encoded, prefix)
-                last[asked] = losses.detach()
-                going = ~(last.amax(0) < self.config.enough)
-                if not bool(going.any()):
-                    break
-                held = {name: value.detach().clone() for name, value in values.items()}
-                optimiser.zero_grad()
-                total = losses.sum()
-                if self.config.decay:
-                    lengths = [(v / self.scale[n]).pow(2).mean(-1) for n, v in values.items()]
-                    total = total + self.config.decay * torch.stack(lengths).sum()
-                total.backward()  # type: ignore[no-untyped-call] # torch's stub
-                optimiser.step()
-                with torch.no_grad():
-                    for name, value in values.items():
-                        value.copy_(torch.where(going[:, None], value, held[name]))
-        keys: dict[str, list[Tensor]] = {m.name: [] for m in matrices}
-        with torch.no_grad():
-            encoded, places = batches[0]
-            with _added(matrices, values, places, keys):
-                answer_logits(base, encoded, prefix)
-        found = {n: v.detach() for n, v in values.items()}
-        return [self._rows(edit.id, i, keys, found) for i, edit in enumerate(edits)]
+            places = [subject_position(base, e) for e in variant]
+            contexts.append(Tail.of(base, encoded, places, prefix))
+        c = self.config
+        search = Search(c.steps, c.lr, c.enough, c.decay)
+        values = find_values(contexts, matrices, self.scale, search)
+        keys = keys_with(contexts[0], matrices, values)
+        return [self._rows(edit.id, i, keys, values) for i, edit in enumerate(variants[0])]
 
     def _rows(
         self,
         edit_id: str,
         place: int,
-        keys: Mapping[str, Sequence[Tensor]],
+        keys: Mapping[str, Tensor],
         values: Mapping[str, Tensor],
     ) -> FactorRows | EditError:
         rows = {}
-        for name, parts in keys.items():
-            u = torch.stack([part[place] for part in parts]).float().cpu()
-            v = values[name][place].float().cpu().expand(len(parts), -1).contiguous()
+        for name, key in keys.items():
+            u, v = key[place : place + 1].cpu(), values[name][place : place + 1].cpu()
             if not (torch.isfinite(u).all() and torch.isfinite(v).all()):
                 return NonFinite(edit_id, f"optimising its values gave NaN or Inf at {name}")
             rows[name] = Rows(u, v)
@@ -298,40 +269,3 @@ def _middle(base: Base) -> tuple[Matrix, ...]:
     outputs = [m for m in found if m.block in blocks]
     widths = {m.d_out for m in outputs}
     return tuple(m for m in outputs if m.d_out == min(widths))
-
-
-@contextmanager
-def _added(
-    matrices: Sequence[Matrix],
-    values: Mapping[str, Tensor],
-    places: Tensor,
-    keys: dict[str, list[Tensor]] | None = None,
-) -> Iterator[None]:
-    """Adds each sequence's value at its place to the matrices' outputs; notes inputs in `keys`."""
-    index = torch.arange(len(places), device=places.device)
-
-    def hook_for(name: str) -> Any:
-        def hook(_module: Any, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-            if keys is not None:
-                keys[name].append(args[0][index, places].detach())
-            if name not in values:
-                return out
-            return out.index_put((index, places), values[name].to(out.dtype), accumulate=True)
-
-        return hook
-
-    handles = [m.module.register_forward_hook(hook_for(m.name)) for m in matrices]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _losses(base: Base, encoded: Encoded, prefix: PrefixCache) -> Tensor:
-    """Mean NLL of each edit's target, (edits,)."""
-    logits = answer_logits(base, encoded, prefix)
-    rows = encoded.answer_rows
-    weight = 1.0 / torch.bincount(rows, minlength=len(encoded)).clamp(min=1)[rows]
-    nll = torch.nn.functional.cross_entropy(logits, encoded.answer_labels, reduction="none")
-    return torch.zeros(len(encoded), device=nll.device).index_add(0, rows, nll * weight)
