@@ -164,15 +164,19 @@ def advance_candidate(conn: Connection, version: Version, *, actor: str, reason:
         StaleParent: The candidate went elsewhere while the version was judged.
     """
     _lock(conn, version.model_id)
-    present = get(conn, version.model_id, CANDIDATE)
-    if present.version_id == version.id:
+    present = conn.execute(
+        text("SELECT version_id FROM aliases WHERE model_id = :model AND name = 'candidate'"),
+        {"model": version.model_id},
+    ).scalar_one()
+    if present == version.id:
         return False
-    if present.version_id != version.parent_id:
+    if present != version.parent_id:
         raise StaleParent(
             f"version {version.number} was built on version {version.parent_number}, but the "
-            f"candidate is version {present.number} now: its edits must be built again"
+            f"candidate is version {versions.get(conn, present).number} now: its edits must be "
+            "built again"
         )
-    _move(conn, version.model_id, CANDIDATE, version.id, "move", actor, reason, None)
+    _moved(conn, version, CANDIDATE, "move", actor, reason, None)
     return True
 
 
@@ -241,12 +245,26 @@ def _move(  # noqa: PLR0917 - one row of the history, its columns in order
     reason: str,
     approved_by: str | None,
 ) -> AliasMove:
-    if not reason.strip():
-        raise RequestInvalid("is empty; every move needs a reason", field="reason")
     _lock(conn, model_id)
     version = versions.get(conn, version_id)
     if version.model_id != model_id:
         raise NoSuchVersion(f"version id {version_id} belongs to another model")
+    return _moved(conn, version, name, kind, actor, reason, approved_by)
+
+
+def _moved(  # noqa: PLR0917 - as above
+    conn: Connection,
+    version: Version,
+    name: str,
+    kind: str,
+    actor: str,
+    reason: str,
+    approved_by: str | None,
+) -> AliasMove:
+    """Point an alias at a version that was read under the lock of the model's aliases."""
+    if not reason.strip():
+        raise RequestInvalid("is empty; every move needs a reason", field="reason")
+    model_id, version_id = version.model_id, version.id
     if name in {PRODUCTION, CANDIDATE} and not version.proven:
         raise Unproven(
             f"version {version.number} has gate {version.gate}: {name} only ever is a proven "
@@ -267,22 +285,18 @@ def _move(  # noqa: PLR0917 - one row of the history, its columns in order
         raise AliasProtected(
             f"alias {name!r} is protected: someone other than {actor!r} must approve the move"
         )
-    conn.execute(
+    done = conn.execute(
         text(
             """
-            INSERT INTO aliases (model_id, name, version_id) VALUES (:model, :name, :version)
-            ON CONFLICT (model_id, name) DO UPDATE
-               SET version_id = excluded.version_id, moved_at = clock_timestamp()
-            """
-        ),
-        {"model": model_id, "name": name, "version": version_id},
-    )
-    conn.execute(
-        text(
-            """
+            WITH pointed AS (
+                INSERT INTO aliases (model_id, name, version_id) VALUES (:model, :name, :new)
+                ON CONFLICT (model_id, name) DO UPDATE
+                   SET version_id = excluded.version_id, moved_at = clock_timestamp()
+            )
             INSERT INTO alias_moves (model_id, name, kind, from_version_id, to_version_id, actor,
                                      approved_by, reason)
             VALUES (:model, :name, :kind, :old, :new, :actor, :approved_by, :reason)
+            RETURNING at, kind, (SELECT number FROM versions WHERE id = from_version_id) AS number
             """
         ),
         {
@@ -295,9 +309,10 @@ def _move(  # noqa: PLR0917 - one row of the history, its columns in order
             "approved_by": approved_by,
             "reason": reason,
         },
-    )
-    moved = _edits_follow(conn, model_id) if name in {PRODUCTION, CANDIDATE} else []
-    from_number = None if old is None else versions.get(conn, int(old.version_id)).number
+    ).one()
+    moved: list[Moved] = []
+    if name in {PRODUCTION, CANDIDATE}:
+        moved = _edits_follow(conn, model_id, name, None if old is None else old.version_id)
     audit.append(
         conn,
         f"alias.{kind}",
@@ -308,7 +323,7 @@ def _move(  # noqa: PLR0917 - one row of the history, its columns in order
             "alias": name,
             "approved_by": approved_by,
             "digest": version.digest,
-            "from": from_number,
+            "from": done.number,
             "gate": version.gate.value,
             "moves": audit.as_moves(moved),
             "overridden_by": version.overridden_by,
@@ -317,41 +332,80 @@ def _move(  # noqa: PLR0917 - one row of the history, its columns in order
         },
         edit_ids=[one for one, _, _ in moved],
     )
-    return history(conn, model_id, name, limit=1)[0]
+    return AliasMove(
+        alias=name,
+        kind=done.kind,
+        from_number=done.number,
+        to_number=version.number,
+        actor=actor,
+        approved_by=approved_by,
+        reason=reason,
+        at=done.at,
+    )
 
 
-def _edits_follow(conn: Connection, model_id: int) -> list[Moved]:
-    """Bring edits' states in line with production's and the candidate's sets.
+def _line(name: str, start: str) -> str:
+    """CTE of a version and its ancestors."""
+    return f"""{name} AS (
+        SELECT v.id, v.parent_id, v.number FROM versions AS v WHERE v.id = {start}
+        UNION ALL
+        SELECT v.id, v.parent_id, v.number FROM versions AS v JOIN {name} ON v.id = {name}.parent_id
+    )"""  # noqa: S608 - our words
+
+
+def _alias_of_model(name: str) -> str:
+    return f"(SELECT version_id FROM aliases WHERE model_id = :model AND name = '{name}')"  # noqa: S608 - our words
+
+
+def _newest(line: str) -> str:
+    """The last change of each involved edit along a line: it is in the set where that is "add"."""
+    return f"""
+        SELECT DISTINCT ON (x.edit_id) x.edit_id, x.op FROM version_edits AS x
+          JOIN {line} AS line ON line.id = x.version_id
+         WHERE x.edit_id IN (SELECT edit_id FROM involved) ORDER BY x.edit_id, line.number DESC"""  # noqa: S608 - our words
+
+
+def _wanted(moved: str) -> str:
+    """Statement: each edit the move can concern, with the state it has and the one it should have.
+
+    Only what the versions between the two ends changed can have come or gone, besides edits of
+    versions in the making; so the cost does not grow with the number of live edits.
+    """
+    return f"""
+        WITH RECURSIVE {_line(PRODUCTION, _alias_of_model(PRODUCTION))},
+        {_line(CANDIDATE, _alias_of_model(CANDIDATE))},
+        {_line("before", "CAST(:before AS bigint)")},
+        between_ends AS (
+            (SELECT id FROM before EXCEPT SELECT id FROM {moved})
+            UNION ALL (SELECT id FROM {moved} EXCEPT SELECT id FROM before)
+        ), involved AS (
+            SELECT x.edit_id FROM version_edits AS x JOIN between_ends AS b ON b.id = x.version_id
+            UNION SELECT id FROM edits WHERE model_id = :model AND state = 'applied'
+        ), p AS ({_newest(PRODUCTION)}
+        ), c AS ({_newest(CANDIDATE)}
+        )
+        SELECT e.id, e.state, CASE
+            WHEN p.op = 'add' THEN 'live'
+            WHEN c.op = 'add' THEN 'applied'
+            WHEN e.state = 'applied' AND EXISTS (
+                SELECT FROM version_edits AS x JOIN versions AS v ON v.id = x.version_id
+                 WHERE x.edit_id = e.id AND x.op = 'add' AND v.overridden_by IS NULL
+                   AND v.gate IN ('pending', 'inconclusive')) THEN 'applied'
+            WHEN e.superseded_by IS NOT NULL THEN 'superseded'
+            ELSE 'reverted' END AS wanted
+          FROM involved JOIN edits AS e ON e.id = involved.edit_id
+          LEFT JOIN p ON p.edit_id = e.id LEFT JOIN c ON c.edit_id = e.id"""  # noqa: S608 - our words
+
+
+_WANTED = {name: _wanted(name) for name in (PRODUCTION, CANDIDATE)}
+
+
+def _edits_follow(conn: Connection, model_id: int, name: str, before: int | None) -> list[Moved]:
+    """Bring edits' states in line with production's and the candidate's sets after a move.
 
     Edits applied in a version that is still to be judged stay as they are.
     """
-    wanted = conn.execute(
-        text(
-            """
-            WITH p AS (
-                SELECT s.edit_id FROM aliases AS a, live_set(a.version_id) AS s
-                 WHERE a.model_id = :model AND a.name = 'production'
-            ), c AS (
-                SELECT s.edit_id FROM aliases AS a, live_set(a.version_id) AS s
-                 WHERE a.model_id = :model AND a.name = 'candidate'
-            ), involved AS (
-                SELECT id FROM edits WHERE model_id = :model AND state IN ('applied', 'live')
-                UNION SELECT edit_id FROM p UNION SELECT edit_id FROM c
-            )
-            SELECT e.id, e.state, CASE
-                WHEN EXISTS (SELECT FROM p WHERE p.edit_id = e.id) THEN 'live'
-                WHEN EXISTS (SELECT FROM c WHERE c.edit_id = e.id) THEN 'applied'
-                WHEN e.state = 'applied' AND EXISTS (
-                    SELECT FROM version_edits AS x JOIN versions AS v ON v.id = x.version_id
-                     WHERE x.edit_id = e.id AND x.op = 'add' AND v.overridden_by IS NULL
-                       AND v.gate IN ('pending', 'inconclusive')) THEN 'applied'
-                WHEN e.superseded_by IS NOT NULL THEN 'superseded'
-                ELSE 'reverted' END AS wanted
-              FROM edits AS e JOIN involved ON involved.id = e.id
-            """
-        ),
-        {"model": model_id},
-    )
+    wanted = conn.execute(text(_WANTED[name]), {"model": model_id, "before": before})
     groups: dict[str, list[int]] = {}
     for row in wanted:
         if row.state != row.wanted:

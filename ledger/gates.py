@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from psycopg.types.json import Jsonb
@@ -82,10 +83,6 @@ def record(
     said = GateOutcome(outcome)
     version = _judgeable(conn, version_id)
     _insert(conn, version_id, said, policy_digest, suite_digest, checks, scores, actor, None)
-    conn.execute(
-        text("UPDATE versions SET gate = CAST(:gate AS gate_outcome) WHERE id = :version"),
-        {"gate": said.value, "version": version_id},
-    )
     audit.append(
         conn,
         "gate.recorded",
@@ -101,9 +98,10 @@ def record(
             "suite_digest": suite_digest,
         },
     )
+    judged = replace(version, gate=said)
     if said is GateOutcome.PASS:
-        _becomes_candidate(conn, version_id, actor, "gate passed")
-    return versions.get(conn, version_id)
+        _becomes_candidate(conn, judged, actor, "gate passed")
+    return judged
 
 
 def override(conn: Connection, version_id: int, *, actor: str, reason: str) -> Version:
@@ -158,8 +156,9 @@ def override(conn: Connection, version_id: int, *, actor: str, reason: str) -> V
         subject=f"version:{version_id}",
         data={"number": version.number, "outcome": version.gate.value, "reason": reason},
     )
-    _becomes_candidate(conn, version_id, actor, f"override: {reason}")
-    return versions.get(conn, version_id)
+    overridden = replace(version, overridden_by=actor)
+    _becomes_candidate(conn, overridden, actor, f"override: {reason}")
+    return overridden
 
 
 def decline(conn: Connection, version_id: int, *, actor: str, reason: str) -> Version:
@@ -175,9 +174,6 @@ def decline(conn: Connection, version_id: int, *, actor: str, reason: str) -> Ve
             "only an inconclusive one is declined"
         )
     last = decisions(conn, version_id)[0]
-    conn.execute(
-        text("UPDATE versions SET gate = 'fail' WHERE id = :version"), {"version": version_id}
-    )
     _insert(
         conn,
         version_id,
@@ -236,12 +232,16 @@ def _insert(  # noqa: PLR0917 - one row, its columns in order
     actor: str,
     override_reason: str | None = None,
 ) -> None:
+    """Write a decision; the version's gate says the same from now on."""
     conn.execute(
         text(
             """
+            WITH judged AS (
+                UPDATE versions SET gate = CAST(:outcome AS gate_outcome)
+                 WHERE id = :version AND gate <> CAST(:outcome AS gate_outcome)
+            )
             INSERT INTO gates (version_id, outcome, policy_digest, suite_digest, checks, scores,
-            actor,
-                               override_reason)
+                               actor, override_reason)
             VALUES (:version, CAST(:outcome AS gate_outcome), :policy, :suite, :checks, :scores,
                     :actor, :override_reason)
             """
@@ -259,13 +259,12 @@ def _insert(  # noqa: PLR0917 - one row, its columns in order
     )
 
 
-def _becomes_candidate(conn: Connection, version_id: int, actor: str, reason: str) -> None:
-    version = versions.get(conn, version_id)
+def _becomes_candidate(conn: Connection, version: Version, actor: str, reason: str) -> None:
     try:
         aliases.advance_candidate(conn, version, actor=actor, reason=reason)
     except StaleParent:
         # The line went on without it: build its edits again on the present candidate.
-        adds, _ = versions.changes(conn, version_id)
+        adds, _ = versions.changes(conn, version.id)
         moved = requeue(
             conn,
             version.model_id,
@@ -278,16 +277,13 @@ def _becomes_candidate(conn: Connection, version_id: int, actor: str, reason: st
             moved,
             actor=actor,
             model_id=version.model_id,
-            subject=f"version:{version_id}",
+            subject=f"version:{version.id}",
             data={"number": version.number},
         )
 
 
 def _locked(conn: Connection, version_id: int) -> Version:
-    conn.execute(
-        text("SELECT FROM versions WHERE id = :version FOR UPDATE"), {"version": version_id}
-    )
-    return versions.get(conn, version_id)
+    return versions.get(conn, version_id, lock=True)
 
 
 def _judgeable(conn: Connection, version_id: int) -> Version:

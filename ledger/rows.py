@@ -20,12 +20,15 @@ EDIT_WIDTH = EDIT_COLUMNS.count(",") + 1
 
 BATCH_COLUMNS = "b.id, b.model_id, b.state, b.fence, b.worker, b.size, b.claimed_at, b.finished_at"
 
-VERSION_SELECT = """
+VERSION_COLUMNS = """
     SELECT v.id, v.model_id, v.number, v.parent_id, parent.number AS parent_number, v.digest,
            v.base_digest, v.editor_digest, v.composition, v.batch_id, v.fence, v.path, v.bytes,
            v.weights_digest, v.platform, v.edit_count, v.gate, v.overridden_by, v.collected_at,
            v.created_by, v.created_at, v.meta,
-           EXISTS (SELECT FROM holds h WHERE h.version_id = v.id AND h.released_at IS NULL) AS held
+           EXISTS (SELECT FROM holds h
+                    WHERE h.version_id = v.id AND h.released_at IS NULL) AS held"""
+
+VERSION_SELECT = f"""{VERSION_COLUMNS}
       FROM versions AS v LEFT JOIN versions AS parent ON parent.id = v.parent_id"""
 
 EDITOR_COLUMNS = "d.id, d.digest, d.kind, d.base_digest, d.path, d.meta, d.created_at"

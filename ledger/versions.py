@@ -33,14 +33,15 @@ _LINE = """
 # -- reading --------------------------------------------------------------------------------------
 
 
-def get(conn: Connection, version_id: int) -> Version:
-    """One version.
+def get(conn: Connection, version_id: int, *, lock: bool = False) -> Version:
+    """One version; `lock` keeps others from judging it until commit.
 
     Raises:
         NoSuchVersion: None of this id.
     """
+    how = "FOR UPDATE OF v" if lock else ""
     row = conn.execute(
-        text(f"{rows.VERSION_SELECT} WHERE v.id = :version"), {"version": version_id}
+        text(f"{rows.VERSION_SELECT} WHERE v.id = :version {how}"), {"version": version_id}
     ).one_or_none()
     if row is None:
         raise NoSuchVersion(f"no version with id {version_id}")
@@ -262,20 +263,22 @@ def commit(conn: Connection, lease: Lease, draft: VersionDraft, *, actor: str) -
         BatchChanged: An edit to add was cancelled or returned since the plan.
         WrongState: The version would change nothing.
     """
-    leases.check(conn, lease)
+    renewed = leases.advance(conn, lease)
     chosen = draft.plan
     if not chosen.adds and not chosen.removes:
         raise WrongState("the version would change nothing: there is no edit to add or remove")
-    _lock_aliases(conn, lease.model_id)
-    parent = parent_of_next(conn, lease.model_id)
-    if parent.id != chosen.parent.id:
+    parent = chosen.parent
+    present = _locked_parent(conn, lease.model_id)
+    if parent.id != present:
         raise StaleParent(
-            f"version {chosen.parent.number} was to be built on, but the candidate is now version "
-            f"{parent.number}: plan again"
+            f"version {parent.number} was to be built on, but the candidate is now version "
+            f"{get(conn, present).number}: plan again"
         )
     add_ids = [one.edit_id for one in chosen.adds]
     moved = _apply(conn, lease.model_id, draft.batch_id, add_ids)
-    again = {one.edit_id for one in members(conn, parent.id, add_ids)} if add_ids else set()
+    # What was claimed until now is in no set; only a rebase adds what is in the line already.
+    standing = sorted(set(add_ids) - set(transitions.ids_of(moved)))
+    again = members(conn, parent.id, standing) if standing else []
     model = conn.execute(
         text(
             "SELECT m.base_digest, m.composition, d.digest AS editor_digest FROM models AS m "
@@ -285,15 +288,24 @@ def commit(conn: Connection, lease: Lease, draft: VersionDraft, *, actor: str) -
     ).one()
     row = conn.execute(
         text(
-            """
-            INSERT INTO versions (model_id, number, parent_id, digest, base_digest, editor_digest,
-                                  composition, batch_id, fence, path, bytes, weights_digest,
-                                  platform, edit_count, created_by, meta)
-            SELECT :model, max(number) + 1, :parent, :digest, :base, :editor, :composition, :batch,
-                   :fence, :path, :bytes, :weights, :platform, :edits, :actor, :meta
-              FROM versions WHERE model_id = :model
-            RETURNING id, number
-            """
+            f"""
+            WITH version AS (
+                INSERT INTO versions (model_id, number, parent_id, digest, base_digest,
+                                      editor_digest, composition, batch_id, fence, path, bytes,
+                                      weights_digest, platform, edit_count, created_by, meta)
+                SELECT :model, max(number) + 1, :parent, :digest, :base, :editor, :composition,
+                       :batch, :fence, :path, :bytes, :weights, :platform, :edits, :actor, :meta
+                  FROM versions WHERE model_id = :model
+                RETURNING *
+            ), changes AS (
+                INSERT INTO version_edits (version_id, edit_id, op, factor_digest)
+                SELECT version.id, c.edit_id, CAST(c.op AS change_op), c.factor_digest
+                  FROM version, unnest(CAST(:ids AS bigint[]), CAST(:ops AS text[]),
+                                       CAST(:digests AS text[])) AS c(edit_id, op, factor_digest)
+            )
+            {rows.VERSION_COLUMNS} FROM version AS v LEFT JOIN versions AS parent
+                ON parent.id = v.parent_id
+            """  # noqa: S608 - our words
         ),
         {
             "model": lease.model_id,
@@ -311,11 +323,12 @@ def commit(conn: Connection, lease: Lease, draft: VersionDraft, *, actor: str) -
             "edits": parent.edit_count + len(add_ids) - len(again) - len(chosen.removes),
             "actor": actor,
             "meta": Jsonb(dict(draft.meta)),
+            "ids": [one.edit_id for one in (*chosen.adds, *chosen.removes)],
+            "ops": ["add"] * len(chosen.adds) + ["remove"] * len(chosen.removes),
+            "digests": [one.factor_digest for one in (*chosen.adds, *chosen.removes)],
         },
     ).one()
-    _write_set(conn, int(row.id), chosen)
     _note_superseded(conn, add_ids, [one.edit_id for one in chosen.removes])
-    renewed = leases.advance(conn, lease)
     audit.append(
         conn,
         "version.committed",
@@ -336,7 +349,7 @@ def commit(conn: Connection, lease: Lease, draft: VersionDraft, *, actor: str) -
         },
         edit_ids=[*add_ids, *(one.edit_id for one in chosen.removes)],
     )
-    return Committed(get(conn, int(row.id)), renewed)
+    return Committed(rows.version(row), renewed)
 
 
 def reject(
@@ -412,12 +425,17 @@ def record_weights(conn: Connection, version_id: int, weights_digest: str, platf
     )
 
 
-def _lock_aliases(conn: Connection, model_id: int) -> None:
-    """Keep promotions and rollbacks out until commit."""
-    conn.execute(
-        text("SELECT FROM aliases WHERE model_id = :model ORDER BY name FOR SHARE"),
+def _locked_parent(conn: Connection, model_id: int) -> int:
+    """What `parent_of_next` gives, while promotions and rollbacks are kept out until commit."""
+    found = conn.execute(
+        text(
+            "SELECT name, version_id FROM aliases WHERE model_id = :model ORDER BY name FOR SHARE"
+        ),
         {"model": model_id},
     )
+    at = {row.name: int(row.version_id) for row in found}
+    known = at.get("candidate", at.get("production"))
+    return find(conn, model_id, 0).id if known is None else known
 
 
 def _apply(
@@ -448,25 +466,6 @@ def _apply(
                 "(cancelled or taken over): plan again"
             )
     return moved
-
-
-def _write_set(conn: Connection, version_id: int, chosen: Plan) -> None:
-    conn.execute(
-        text(
-            """
-            INSERT INTO version_edits (version_id, edit_id, op, factor_digest)
-            SELECT :version, c.edit_id, CAST(c.op AS change_op), c.factor_digest
-              FROM unnest(CAST(:ids AS bigint[]), CAST(:ops AS text[]), CAST(:digests AS text[]))
-                   AS c(edit_id, op, factor_digest)
-            """
-        ),
-        {
-            "version": version_id,
-            "ids": [one.edit_id for one in (*chosen.adds, *chosen.removes)],
-            "ops": ["add"] * len(chosen.adds) + ["remove"] * len(chosen.removes),
-            "digests": [one.factor_digest for one in (*chosen.adds, *chosen.removes)],
-        },
-    )
 
 
 def _note_superseded(conn: Connection, add_ids: Sequence[int], remove_ids: Sequence[int]) -> None:
