@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
 from mend_core.errors import ProbeError
-from mend_core.probes.gate import Outcome
+from mend_core.probes.decision import Outcome
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mend_core.errors import ProbeError
 from mend_core.probes.bisect import find, plan
-from mend_core.probes.gate import Outcome
+from mend_core.probes.decision import Outcome
 
 
 def any_of(culprits):
