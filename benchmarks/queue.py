@@ -39,6 +39,7 @@ from ledger import (
     leases,
     migrate,
     models,
+    planning,
     queue,
     versions,
 )
@@ -388,7 +389,7 @@ def _round(engine: Engine, model_id: int, size: int, *, promote: bool = True) ->
 
 def _commit(engine: Engine, lease: Lease, batch_id: int) -> tuple[int, Lease]:
     with transaction(engine) as conn:
-        plan = versions.plan(conn, lease, batch_id=batch_id)
+        plan = planning.plan(conn, lease, batch_id=batch_id)
     digest = f"sha256:{uuid4().hex}"
     draft = VersionDraft(plan, digest, f"versions/{digest}", batch_id=batch_id)
     with transaction(engine) as conn:

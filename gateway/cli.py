@@ -90,9 +90,9 @@ COMMANDS: dict[str, Entry] = {
         "Recompute a version's digests from its files, and its weights from its factors.",
     ),
     "rebase": Entry(
-        "changes",
+        "rebase",
         VERSIONS,
-        "Replay all live edits on a new base; report which no longer hold or are not needed.",
+        "Replay all live edits on a new base, with a new editor, or both.",
     ),
     "gc": Entry(
         "changes", VERSIONS, "Delete files that no alias, parent chain, hold or live edit needs."

@@ -11,7 +11,7 @@ import re
 
 from sqlalchemy import Connection
 
-from ledger import audit, versions
+from ledger import audit, footing, versions
 from ledger.db import text
 from ledger.errors import (
     AliasProtected,
@@ -310,6 +310,8 @@ def _moved(  # noqa: PLR0917 - as above
             "reason": reason,
         },
     ).one()
+    if name == CANDIDATE:
+        footing.follow(conn, version, actor=actor, reason=reason)
     moved: list[Moved] = []
     if name in {PRODUCTION, CANDIDATE}:
         moved = _edits_follow(conn, model_id, name, None if old is None else old.version_id)

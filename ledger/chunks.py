@@ -148,6 +148,7 @@ def record(conn: Connection, chunk: Chunk, factors: Iterable[FactorRecord]) -> i
                 UPDATE batch_edits AS c
                    SET factor_digest = f.digest, worker = NULL, until = NULL, error = NULL
                   FROM jsonb_to_recordset(CAST(:factors AS jsonb)) AS f(edit_id bigint, digest text)
+                  JOIN edits AS e ON e.id = f.edit_id AND e.batch_id = :batch
                  WHERE c.batch_id = :batch AND c.edit_id = f.edit_id AND c.token = :token
                 RETURNING c.edit_id
             ), kept AS (

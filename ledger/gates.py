@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from ledger import aliases, audit, versions
 from ledger.db import raw, text
 from ledger.errors import RequestInvalid, StaleParent, WrongState
-from ledger.records import Version
+from ledger.records import SetMember, Version
 from ledger.states import EditState, GateOutcome
 from ledger.transitions import move, requeue
 
@@ -185,7 +185,7 @@ def decline(conn: Connection, version_id: int, *, actor: str, reason: str) -> Ve
         actor,
         reason,
     )
-    adds, _ = versions.changes(conn, version_id)
+    adds = _brought(conn, version)
     evidence = {"reason": f"version {version.number} declined: {reason}", "by": actor}
     moved = move(
         conn,
@@ -264,7 +264,7 @@ def _becomes_candidate(conn: Connection, version: Version, actor: str, reason: s
         aliases.advance_candidate(conn, version, actor=actor, reason=reason)
     except StaleParent:
         # The line went on without it: build its edits again on the present candidate.
-        adds, _ = versions.changes(conn, version.id)
+        adds = _brought(conn, version)
         moved = requeue(
             conn,
             version.model_id,
@@ -280,6 +280,11 @@ def _becomes_candidate(conn: Connection, version: Version, actor: str, reason: s
             subject=f"version:{version.id}",
             data={"number": version.number},
         )
+
+
+def _brought(conn: Connection, version: Version) -> tuple[SetMember, ...]:
+    """Edits a version brought in; a rebase only gave those of its parent other factors."""
+    return versions.changes(conn, version.id)[0] if version.batch_id is not None else ()
 
 
 def _locked(conn: Connection, version_id: int) -> Version:

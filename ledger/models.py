@@ -10,7 +10,13 @@ from sqlalchemy import Connection
 
 from ledger import audit, rows
 from ledger.db import text
-from ledger.errors import AlreadyExists, NoSuchEditor, NoSuchModel, RequestInvalid
+from ledger.errors import (
+    AlreadyExists,
+    NoSuchEditor,
+    NoSuchModel,
+    RequestInvalid,
+    WrongState,
+)
 from ledger.records import Editor, Model
 
 _CHANGEABLE = {
@@ -247,6 +253,11 @@ def list_all(conn: Connection) -> list[Model]:
     return [get(conn, int(one)) for one in ids]
 
 
+def lock_footing(conn: Connection, model_id: int) -> None:
+    """Keep a rebase, or a rollback of one, from moving the model to another base until commit."""
+    conn.execute(text("SELECT FROM models WHERE id = :model FOR SHARE"), {"model": model_id})
+
+
 def pause(conn: Connection, model_id: int, *, actor: str, reason: str) -> None:
     """Stop claims of this model; what is claimed goes on. Paused already: nothing happens."""
     _set_paused(conn, model_id, paused=True, actor=actor, reason=reason)
@@ -284,6 +295,7 @@ def configure(
 
     Raises:
         RequestInvalid: A name that cannot be changed, or an editor for another base.
+        WrongState: Edits were composed already: another editor or composition needs a rebase.
     """
     unknown = set(changes) - _CHANGEABLE
     if unknown:
@@ -292,6 +304,17 @@ def configure(
             field=min(unknown),
         )
     before = get(conn, model_id)
+    if (
+        changes.keys() & {"editor_id", "composition"}
+        and conn.execute(
+            text("SELECT EXISTS (SELECT FROM versions WHERE model_id = :model AND number > 0)"),
+            {"model": model_id},
+        ).scalar_one()
+    ):
+        raise WrongState(
+            f"model {before.name} has versions made with its editor; factors of another do not mix "
+            "with theirs: use 'mend rebase --editor'"
+        )
     if "editor_id" in changes:
         editor = get_editor(conn, int(str(changes["editor_id"])))
         if editor.base_digest != before.base_digest:

@@ -295,6 +295,8 @@ class VersionDraft:
     Attributes:
         plan: The plan it was built from.
         batch_id: The batch it came from, or None (revert, rebase).
+        footing: The model with the base, editor and composition it was built with, where they are
+            not the model's present ones (rebase).
     """
 
     plan: Plan
@@ -305,6 +307,7 @@ class VersionDraft:
     weights_digest: str | None = None
     platform: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    footing: Model | None = None
 
 
 @dataclass(frozen=True, slots=True)

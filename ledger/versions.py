@@ -1,4 +1,4 @@
-"""Versions: planning the next one, committing it under the fence, and what is in them.
+"""Versions: what is in them, and committing the next one under the fence (see `planning`).
 
 A version is its parent's edit set with some edits added and some removed. Its number is given at
 commit, under the model's lease, so numbers have no gaps; each commit uses the lease's fence up, so
@@ -16,8 +16,9 @@ from sqlalchemy import Connection
 from ledger import audit, leases, ranges, rows, transitions
 from ledger.db import text
 from ledger.errors import BatchChanged, NoSuchVersion, StaleParent, WrongState
+from ledger.models import get as get_model
 from ledger.queue import end_edits
-from ledger.records import Committed, Lease, Plan, SetMember, Version, VersionDraft
+from ledger.records import Committed, Lease, SetMember, Version, VersionDraft
 from ledger.states import EditState, GateOutcome
 from ledger.transitions import move, requeue
 
@@ -190,67 +191,6 @@ def parent_of_next(conn: Connection, model_id: int) -> Version:
     return find(conn, model_id, 0) if row is None else rows.version(row)
 
 
-def plan(
-    conn: Connection,
-    lease: Lease,
-    *,
-    batch_id: int | None = None,
-    remove_edits: Sequence[int] = (),
-) -> Plan:
-    """What the next version is: the batch's factored edits added, what they replace removed.
-
-    * `batch_id`: Batch whose claimed, factored edits are added.
-    * `remove_edits`: Edits to take out besides (revert).
-
-    Raises:
-        StaleFence: The lease was lost.
-        WrongState: An edit to remove is not in the parent's set.
-    """
-    leases.check(conn, lease)
-    parent = parent_of_next(conn, lease.model_id)
-    adds: list[SetMember] = []
-    replaced: list[SetMember] = []
-    if batch_id is not None:
-        found = conn.execute(
-            text(
-                """
-                SELECT c.edit_id, c.factor_digest, e.fact_key FROM batch_edits AS c
-                  JOIN edits AS e ON e.id = c.edit_id
-                 WHERE c.batch_id = :batch AND c.factor_digest IS NOT NULL
-                   AND e.batch_id = c.batch_id AND e.state = 'claimed' ORDER BY c.edit_id
-                """
-            ),
-            {"batch": batch_id},
-        ).all()
-        adds = [SetMember(int(row.edit_id), row.factor_digest) for row in found]
-        holders = (
-            conn.execute(
-                text(
-                    """
-                SELECT id FROM edits WHERE model_id = :model AND state IN ('applied', 'live')
-                   AND fact_key = ANY(:facts) AND NOT id = ANY(:adds)
-                """
-                ),
-                {
-                    "model": lease.model_id,
-                    "facts": [row.fact_key for row in found],
-                    "adds": [one.edit_id for one in adds],
-                },
-            )
-            .scalars()
-            .all()
-        )
-        replaced = members(conn, parent.id, holders) if holders else []
-    reverted = members(conn, parent.id, remove_edits) if remove_edits else []
-    absent = set(remove_edits) - {one.edit_id for one in reverted}
-    if absent:
-        raise WrongState(
-            f"edits {ranges.to_text(absent)} are not in version {parent.number}: nothing to revert"
-        )
-    removes = {one.edit_id: one for one in [*replaced, *reverted]}
-    return Plan(parent, tuple(adds), tuple(removes[one] for one in sorted(removes)))
-
-
 def commit(conn: Connection, lease: Lease, draft: VersionDraft, *, actor: str) -> Committed:
     """Make a built version real, in one transaction: the exactly-once effect.
 
@@ -265,7 +205,7 @@ def commit(conn: Connection, lease: Lease, draft: VersionDraft, *, actor: str) -
     """
     renewed = leases.advance(conn, lease)
     chosen = draft.plan
-    if not chosen.adds and not chosen.removes:
+    if not chosen.adds and not chosen.removes and draft.footing is None:
         raise WrongState("the version would change nothing: there is no edit to add or remove")
     parent = chosen.parent
     present = _locked_parent(conn, lease.model_id)
@@ -279,13 +219,7 @@ def commit(conn: Connection, lease: Lease, draft: VersionDraft, *, actor: str) -
     # What was claimed until now is in no set; only a rebase adds what is in the line already.
     standing = sorted(set(add_ids) - set(transitions.ids_of(moved)))
     again = members(conn, parent.id, standing) if standing else []
-    model = conn.execute(
-        text(
-            "SELECT m.base_digest, m.composition, d.digest AS editor_digest FROM models AS m "
-            "JOIN editors AS d ON d.id = m.editor_id WHERE m.id = :model"
-        ),
-        {"model": lease.model_id},
-    ).one()
+    model = draft.footing or get_model(conn, lease.model_id)
     row = conn.execute(
         text(
             f"""
@@ -312,8 +246,8 @@ def commit(conn: Connection, lease: Lease, draft: VersionDraft, *, actor: str) -
             "parent": parent.id,
             "digest": draft.digest,
             "base": model.base_digest,
-            "editor": model.editor_digest,
-            "composition": Jsonb(model.composition),
+            "editor": model.editor.digest,
+            "composition": Jsonb(dict(model.composition)),
             "batch": draft.batch_id,
             "fence": lease.fence,
             "path": draft.path,
@@ -322,7 +256,7 @@ def commit(conn: Connection, lease: Lease, draft: VersionDraft, *, actor: str) -
             "platform": draft.platform,
             "edits": parent.edit_count + len(add_ids) - len(again) - len(chosen.removes),
             "actor": actor,
-            "meta": Jsonb(dict(draft.meta)),
+            "meta": Jsonb(dict(draft.meta) | ({"source": model.source} if draft.footing else {})),
             "ids": [one.edit_id for one in (*chosen.adds, *chosen.removes)],
             "ops": ["add"] * len(chosen.adds) + ["remove"] * len(chosen.removes),
             "digests": [one.factor_digest for one in (*chosen.adds, *chosen.removes)],
@@ -384,9 +318,19 @@ def reject(
     if culprits:
         assert version.batch_id is not None
         moved += end_edits(conn, version.batch_id, EditState.QUARANTINED, culprits)
+    # Where the candidate went to another base or editor meanwhile, the rest's factors are of no use
+    # here: back to the queue.
     is_open = conn.execute(
-        text("SELECT EXISTS (SELECT FROM batches WHERE id = :batch AND state = 'open')"),
-        {"batch": version.batch_id},
+        text(
+            "SELECT EXISTS (SELECT FROM batches AS b JOIN models AS m ON m.id = b.model_id "
+            "JOIN editors AS d ON d.id = m.editor_id WHERE b.id = :batch AND b.state = 'open' "
+            "AND m.base_digest = :base AND d.digest = :editor)"
+        ),
+        {
+            "batch": version.batch_id,
+            "base": version.base_digest,
+            "editor": version.editor_digest,
+        },
     ).scalar_one()
     rest = """e.id = ANY(:ids) AND e.state = 'applied'
               AND e.id NOT IN (SELECT c.edit_id FROM version_edits AS c

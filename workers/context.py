@@ -12,13 +12,13 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from ledger import db
+from ledger import db, footing
 from ledger import leases as lease_rows
 from ledger.errors import StaleFence
-from ledger.records import Committed, Lease, VersionDraft
+from ledger.records import Committed, Lease, Version, VersionDraft
 from workers import faults
 from workers.lease_keeper import LeaseKeeper, LeaseLost, die
-from workers.runtime import WarmModels
+from workers.runtime import WarmModel, WarmModels
 from workers.settings import Settings
 
 T = TypeVar("T")
@@ -100,6 +100,15 @@ class Context:
                 if not rolled_back or attempt == DEADLOCK_TRIES - 1:
                     raise
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def warm(self, version: Version) -> WarmModel:
+        """A version's base and editor, loaded now if need be: after a rebase, not the model's own.
+
+        Raises:
+            ModelError: The base cannot be loaded, or is not the one it was made on.
+            EditorError: The editor cannot be loaded, or is not the one it was made with.
+        """
+        return self.models.get(self.transact(lambda conn: footing.of(conn, version)))
 
     def keep(self, renew: Callable[[Connection], object], taken_at: float) -> LeaseKeeper:
         """A keeper for anything that is renewed by a transaction (a chunk, a job)."""

@@ -18,13 +18,13 @@ from ledger import aliases as alias_rows
 from ledger import batches as batch_rows
 from ledger import chunks as chunk_rows
 from ledger import edits as edit_rows
+from ledger import footing, planning, queue
 from ledger import gates as gate_rows
 from ledger import models as model_rows
-from ledger import queue
 from ledger import sweep as sweeping
 from ledger import versions as version_rows
 from ledger.errors import AliasProtected, BatchChanged, LedgerError, StaleFence, StaleParent
-from ledger.records import Batch, Edit, Model, Plan, SetMember, Version, VersionDraft
+from ledger.records import Batch, Claim, Edit, Model, Plan, SetMember, Version, VersionDraft
 from ledger.states import EditState
 from mend_core.datasets.edit import Edit as CoreEdit
 from mend_core.errors import MendError, ProbeError, StoreError
@@ -131,11 +131,9 @@ def _under_lease(context: Context, held: Held, model: Model, warm: WarmModel) ->
         batch = context.transact(lambda conn: batch_rows.current(conn, model.id))
         if batch is None:
             context.check()
-            claim = context.transact(
-                lambda conn: queue.claim(conn, held.lease, limit=context.config.batch_edits)
-            )
+            claim = context.transact(lambda conn: _claim(context, conn, held, model))
             if claim is None:
-                return did
+                return did or not context.transact(lambda conn: _stands(conn, model))
             batch = claim.batch
             log.info("model %s: batch %d of %d edits", model.name, batch.id, batch.size)
         faults.point("after-claim")
@@ -145,6 +143,27 @@ def _under_lease(context: Context, held: Held, model: Model, warm: WarmModel) ->
             _return(context, held, batch, str(error) or "the worker is stopping")
             raise
         did = True
+
+
+def _claim(context: Context, conn: Connection, held: Held, model: Model) -> Claim | None:
+    """The next batch; None also where the model was rebased since it was loaded.
+
+    Whoever looks next finds its edits still queued and loads the model as it is then.
+    """
+    model_rows.lock_footing(conn, model.id)
+    if not _stands(conn, model):
+        return None
+    return queue.claim(conn, held.lease, limit=context.config.batch_edits)
+
+
+def _stands(conn: Connection, model: Model) -> bool:
+    """Whether a model still is on the base and editor it was loaded with."""
+    present = model_rows.get(conn, model.id)
+    return (present.base_digest, present.editor.digest, dict(present.composition)) == (
+        model.base_digest,
+        model.editor.digest,
+        dict(model.composition),
+    )
 
 
 def _judging(context: Context, model_id: int) -> bool:
@@ -233,7 +252,7 @@ class Build:
         """Build, write and commit the batch's version; None where nothing is left to add."""
 
         def look(conn: Connection) -> tuple[Plan, list[SetMember]]:
-            plan = version_rows.plan(conn, self.held.lease, batch_id=self.batch.id)
+            plan = planning.plan(conn, self.held.lease, batch_id=self.batch.id)
             return plan, list(version_rows.live_set(conn, plan.parent.id))
 
         plan, parent_set = self.context.transact(look)
@@ -250,7 +269,7 @@ class Build:
         judged again by whoever comes next, or all the way done.
         """
         faults.point("before-gate")
-        judge, edits, members = judge_of(self.context, self.warm, self.model, version)
+        judge, edits, members = judge_of(self.context, self.model, version)
         verdict = judge.judge_version(version, members, edits)
         verdict.suite.save(self.context.config.suites)
         if verdict.decision.outcome is Outcome.FAIL:
@@ -327,8 +346,20 @@ def commit_plan(
     *,
     batch_id: int | None = None,
     meta: dict[str, Any] | None = None,
+    onto: Model | None = None,
 ) -> Version:
     """Build, write and commit the version a plan describes.
+
+    Args:
+        context: The working process.
+        held: The model's lease.
+        warm: The model the version is built on.
+        plan: What to build.
+        parent_set: The parent's set.
+        batch_id: The batch it comes from.
+        meta: What to note beside it.
+        onto: The footing of the version where it is not its parent's: nothing of the parent's sums
+            is used then, and `plan` adds every edit anew.
 
     Raises:
         StaleParent: The candidate moved meanwhile; nothing was changed.
@@ -337,10 +368,10 @@ def commit_plan(
     """
     built = build(
         warm,
-        parent=plan.parent.digest,
-        parent_set=[m.factor_digest for m in parent_set],
+        parent=plan.parent.digest if onto is None else None,
+        parent_set=[m.factor_digest for m in parent_set] if onto is None else (),
         adds=[m.factor_digest for m in plan.adds],
-        removes=[m.factor_digest for m in plan.removes],
+        removes=[m.factor_digest for m in plan.removes] if onto is None else (),
     )
     context.check()
     parent = plan.parent.digest if plan.parent.number else None
@@ -354,6 +385,7 @@ def commit_plan(
         weights_digest=weights_digest(built.weights),
         platform=platform_tag(),
         meta={"norms": built.norms, "finite": built.finite} | (meta or {}),
+        footing=onto,
     )
     committed = held.commit(
         lambda conn, lease, draft: version_rows.commit(conn, lease, draft, actor=context.actor),
@@ -364,7 +396,7 @@ def commit_plan(
 
 
 def judge_of(
-    context: Context, warm: WarmModel, model: Model, version: Version
+    context: Context, model: Model, version: Version
 ) -> tuple[Judge, list[CoreEdit], list[SetMember]]:
     """The judge of a committed version, its new edits and their factors."""
 
@@ -375,22 +407,25 @@ def judge_of(
         parent = version_rows.get(conn, version.parent_id)
         held_set = list(version_rows.live_set(conn, parent.id))
         adds, removes = version_rows.changes(conn, version.id)
-        gone = {m.edit_id for m in removes}
+        gone = {m.edit_id for m in (*removes, *adds)}
         stay = [m.edit_id for m in held_set if m.edit_id not in gone]
         new = edit_rows.get_many(conn, [m.edit_id for m in adds])
         old = edit_rows.get_many(conn, stay)
         return parent, held_set, list(adds), list(removes), list(new), list(old)
 
     parent, parent_set, adds, removes, new, old = context.transact(look)
+    warm, parent_warm = context.warm(version), context.warm(parent)
+    apart = not footing.shared(parent, version)
     judge = Judge(
         warm=warm,
         model=model,
         number=version.number,
         parent=parent.digest,
-        parent_set=[m.factor_digest for m in parent_set],
-        parent_weights=weights_of(warm, parent, parent_set),
+        parent_set=() if apart else [m.factor_digest for m in parent_set],
+        parent_weights=weights_of(parent_warm, parent, parent_set),
+        parent_warm=parent_warm if apart else None,
         retained=[core_edit(edit) for edit in old],
-        removes=[m.factor_digest for m in removes],
+        removes=() if apart else [m.factor_digest for m in removes],
     )
     return judge, [core_edit(edit) for edit in new], adds
 
@@ -403,8 +438,19 @@ def conclude(
     version: Version,
     verdict: Verdict,
     follow: Callable[[Connection], None],
+    promote: bool | None = None,
 ) -> bool:
-    """Write a verdict and everything that follows from it; True where the version was promoted."""
+    """Write a verdict and everything that follows from it; True where the version was promoted.
+
+    Args:
+        conn: The transaction.
+        context: The working process.
+        model: The version's model.
+        version: What was judged.
+        verdict: What was found.
+        follow: What else belongs to the same transaction.
+        promote: Whether a version that passes is promoted; None: as the model says.
+    """
     decision = verdict.decision
     gate_rows.record_probes(conn, version.id, verdict.suite.digest, verdict.rows())
     gate_rows.record(
@@ -420,7 +466,12 @@ def conclude(
     promoted = False
     # A version that passed but was overtaken (the candidate moved on) is not for production.
     newest = alias_rows.get(conn, model.id, "candidate").version_id == version.id
-    if decision.outcome is Outcome.PASS and newest and model.auto_promote:
+    serving = version_rows.find(conn, model.id, alias_rows.PRODUCTION)
+    # Nor is one on another base than production's: going there is a person's decision.
+    wanted = model.auto_promote and footing.shared(serving, version)
+    if promote is not None:
+        wanted = promote
+    if decision.outcome is Outcome.PASS and newest and wanted:
         try:
             with conn.begin_nested():
                 alias_rows.promote(

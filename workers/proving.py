@@ -123,6 +123,8 @@ class Judge:
         parent_weights: The parent's exact weights; empty for the base.
         retained: The parent's live edits (asked again, sampled).
         removes: Factor digests that leave the set.
+        parent_warm: The parent's own loaded model where it stands on another base or editor (after
+            a rebase); then `parent_set` is empty and every edit is an added one.
     """
 
     warm: WarmModel
@@ -133,6 +135,7 @@ class Judge:
     parent_weights: Weights
     retained: Sequence[Edit] = ()
     removes: Sequence[str] = ()
+    parent_warm: WarmModel | None = None
     runs: int = 0
     _policy: Policy = field(init=False)
     _extra: tuple[ProbeItem, ...] = field(init=False)
@@ -151,7 +154,7 @@ class Judge:
         """The version parent + adds - removes, in memory."""
         return build(
             self.warm,
-            parent=self.parent,
+            parent=self.parent if self.parent_warm is None else None,
             parent_set=self.parent_set,
             adds=adds,
             removes=self.removes,
@@ -191,12 +194,7 @@ class Judge:
         scorer = Scorer(warm.base, suite, prefix=warm.prefix, reference=warm.answers.known())
         base = scorer.reference()
         warm.answers.keep(base)
-        parent = base
-        if self.parent_weights:
-            known = warm.results_of(self.parent)
-            parent = scorer.score(self.parent_weights, drafts=base, known=known)
-            merged = {question(r): r for r in (*known, *parent)}
-            warm.keep_results(self.parent, list(merged.values()))
+        parent = self._parents(suite, scorer, base)
         results = base
         if built.weights:
             results = scorer.score(built.weights, drafts=parent, complete=complete)
@@ -220,3 +218,21 @@ class Judge:
             time.monotonic() - began,
         )
         return Verdict(decision, suite, results, parent, base, summarise(results, base))
+
+    def _parents(
+        self, suite: ProbeSuite, scorer: Scorer, base: list[ProbeResult]
+    ) -> list[ProbeResult]:
+        """The parent's results; after a rebase, on its own base and against that base's answers."""
+        warm = self.warm
+        if self.parent_warm is not None:
+            warm = self.parent_warm
+            scorer = Scorer(warm.base, suite, prefix=warm.prefix, reference=warm.answers.known())
+            base = scorer.reference()
+            warm.answers.keep(base)
+        if not self.parent_weights:
+            return base
+        known = warm.results_of(self.parent)
+        parent = scorer.score(self.parent_weights, drafts=base, known=known)
+        merged = {question(r): r for r in (*known, *parent)}
+        warm.keep_results(self.parent, list(merged.values()))
+        return parent

@@ -26,7 +26,7 @@ from fastapi import FastAPI, HTTPException
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from ledger import db
+from ledger import db, footing
 from ledger import models as model_rows
 from ledger import versions as version_rows
 from ledger.errors import DatabaseDown, LedgerError, NotFound
@@ -89,6 +89,7 @@ class Serving:
         with db.transaction(self.engine) as conn:
             model = model_rows.get(conn, which)
             version = version_rows.find(conn, model.id, version_name or "production")
+            model = footing.of(conn, version)
             return model, version, list(version_rows.live_set(conn, version.id))
 
     def target(self, name: str) -> Target:

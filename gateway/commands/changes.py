@@ -10,7 +10,6 @@ import typer
 from rich.status import Status
 
 from gateway import waiting
-from gateway.commands.models import model_source
 from gateway.commands.registry import VersionName
 from gateway.commands.requests import ModelOption, ReasonOption
 from gateway.errors import UserError
@@ -258,49 +257,6 @@ def revert(
         model=model,
         timeout=timeout,
         doing="reverting",
-    )
-    emit(result, as_json, lambda: _say_result(result))
-
-
-@app.command()
-def rebase(
-    *,
-    source: Annotated[str, typer.Argument(help="The new base: a folder or hub id.")],
-    editor: Annotated[str, typer.Option(help="Editor file made for the new base.")],
-    name: Annotated[str | None, typer.Option(help="Name of the model to register.")] = None,
-    version: Annotated[str, typer.Option("--version", "-v", help="Whose edits.")] = "production",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say which edits would hold.")
-    ] = False,
-    timeout: TimeoutOption = 7200.0,
-    model: ModelOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Replay all live edits on a new base; report which no longer hold or are not needed.
-
-    Examples:
-    `mend rebase ./llama-next --editor editors/next.safetensors --dry-run`
-
-    `mend rebase ./llama-next --editor editors/next.safetensors --name next`
-    """
-    editor_file = Path(editor).expanduser().absolute()
-    if not editor_file.is_file():
-        raise UserError(f"there is no editor file {editor_file}")
-    if name is None and not dry_run:
-        raise UserError("give the new model a --name, or only look with --dry-run")
-    result = carry_out(
-        "rebase",
-        {
-            "source": model_source(source),
-            "editor": str(editor_file),
-            "name": name,
-            "version": version,
-            "dry_run": dry_run,
-        },
-        model=model,
-        timeout=timeout,
-        doing="rebasing",
-        versions=(version,),
     )
     emit(result, as_json, lambda: _say_result(result))
 

@@ -20,6 +20,7 @@ from ledger import (
     leases,
     migrate,
     models,
+    planning,
     queue,
     versions,
 )
@@ -95,7 +96,7 @@ class Desk:
             self.do(chunks.record, chunk, records)
 
     def draft(self, lease, batch_id=None, **kwargs):
-        plan = self.do(versions.plan, lease, batch_id=batch_id, **kwargs)
+        plan = self.do(planning.plan, lease, batch_id=batch_id, **kwargs)
         members = {m.edit_id: m for m in self.do(versions.live_set, plan.parent.id)}
         for one in plan.removes:
             members.pop(one.edit_id)

@@ -15,7 +15,19 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from ledger import aliases, batches, chunks, doctor, edits, gates, leases, queue, sweep, versions
+from ledger import (
+    aliases,
+    batches,
+    chunks,
+    doctor,
+    edits,
+    gates,
+    leases,
+    planning,
+    queue,
+    sweep,
+    versions,
+)
 from ledger.db import transaction
 from ledger.errors import Conflict, NoSuchVersion
 from ledger.records import FactorRecord, VersionDraft
@@ -114,7 +126,7 @@ class QueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.batch)
     @rule()
     def commit(self):
-        plan = self.do(versions.plan, self.lease, batch_id=self.batch)
+        plan = self.do(planning.plan, self.lease, batch_id=self.batch)
         if plan is None:
             return
         members = {m.edit_id: m for m in self.desk.do(versions.live_set, plan.parent.id)}

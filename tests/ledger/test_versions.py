@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from ledger import aliases, batches, doctor, edits, gates, leases, retention, sweep, versions
+from ledger import (
+    aliases,
+    batches,
+    doctor,
+    edits,
+    gates,
+    leases,
+    planning,
+    retention,
+    sweep,
+    versions,
+)
 from ledger.errors import (
     AliasProtected,
     NoSuchVersion,
@@ -108,7 +119,7 @@ def test_revert_gives_the_digest_of_the_remaining_set(desk):
     desk.promote(done.version.id)
     assert [desk.state(a), desk.state(b)] == ["live", "reverted"]
     with pytest.raises(WrongState, match="nothing to revert"):
-        desk.do(versions.plan, done.lease, remove_edits=[b])
+        desk.do(planning.plan, done.lease, remove_edits=[b])
     healthy(desk)
 
 

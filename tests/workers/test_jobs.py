@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from ledger import doctor, jobs, models, versions
+from ledger import doctor, jobs, versions
 from ledger.states import EditState, JobState
 from tests.workers import tiny
 from workers import pipeline
@@ -141,22 +141,6 @@ def test_a_report_is_one_page_and_the_same_as_json(ready, tmp_path):
     assert "<script src" not in text
     ready.run("report", version="1", format="json", path=str(tmp_path / "v1.json"))
     assert json.loads((tmp_path / "v1.json").read_text())["edits"]
-
-
-def test_rebase_says_what_holds_and_submits_what_is_needed(ready, tmp_path):
-    source = tiny.make_model(tmp_path / "new-model", seed=5)
-    editor = tmp_path / "new-editor.safetensors"
-    tiny.make_editor(source, editor, learning_rate=0.2)
-    asked = {"source": str(source), "editor": str(editor)}
-    told = ready.run("rebase", **asked, dry_run=True).result
-    assert sum(told["counts"].values()) == 4
-    assert told["submitted"] == 0
-    done = ready.run("rebase", **asked, name="newer").result
-    assert done["submitted"] == 4 - done["counts"].get("not_needed", 0)
-    newer = ready.do(lambda c: models.get(c, "newer"))
-    pipeline.drain(ready.context)
-    made = ready.do(lambda c: versions.find(c, newer.id, "production"))
-    assert made.edit_count == done["submitted"]
 
 
 def test_collect_keeps_what_is_needed(ready):

@@ -33,9 +33,8 @@ def ask(context: Context, job: Job) -> Mapping[str, Any]:
     if not 1 <= tokens <= TOKENS_LIMIT:
         raise JobInvalid(f"ask: field 'max_new_tokens' must be 1 to {TOKENS_LIMIT}")
     model = model_of(context, job)
-    warm = context.models.get(model)
     which = job.payload.get("version", "production")
-    version, weights = weights_by_name(context, warm, model, which)
+    warm, version, weights = weights_by_name(context, model, which)
     with warm.active(weights) as base:
         answers = greedy(base, prompts, max_new_tokens=tokens)
     return {

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection
 
 from ledger import edits as edit_rows
 from ledger.records import Job
-from mend_core.probes import build_suite
+from mend_core.probes import ProbeResult, ProbeSuite, build_suite
 from mend_core.probes.scoring import Scorer
 from workers.building import weights_of
 from workers.context import Context
 from workers.jobs.payload import field, find_version, model_of
 from workers.proving import user_items
-from workers.runtime import core_edit
+from workers.runtime import WarmModel, Weights, core_edit
+
+
+def answers_of(
+    warm: WarmModel,
+    suite: ProbeSuite,
+    weights: Weights,
+    *,
+    drafts: Sequence[ProbeResult] | None = None,
+) -> list[ProbeResult]:
+    """What a version answers to a suite; its base is asked only what it was never asked before."""
+    scorer = Scorer(warm.base, suite, prefix=warm.prefix, reference=warm.answers.known())
+    own = scorer.reference()
+    warm.answers.keep(own)
+    return scorer.score(weights, drafts=drafts) if weights else own
 
 
 def diff(context: Context, job: Job) -> Mapping[str, Any]:
@@ -26,10 +40,10 @@ def diff(context: Context, job: Job) -> Mapping[str, Any]:
 
     Returns:
         ``{"only_in_a", "only_in_b": [edit], "matrices": {name: {"norm", "relative"}}, "answers":
-        [{"item_id", "prompt", "a", "b"}] (differing only), "asked"}``.
+        [{"item_id", "prompt", "a", "b"}] (differing only), "asked", "rebased"}``. Matrices are the
+        edited ones alone: of two bases (``rebased``) the others differ too.
     """
     model = model_of(context, job)
-    warm = context.models.get(model)
     a, a_set = find_version(context, model, job.payload.get("a", "previous"))
     b, b_set = find_version(context, model, field(job, "b", object, "production"))
     a_ids, b_ids = {m.edit_id for m in a_set}, {m.edit_id for m in b_set}
@@ -41,21 +55,21 @@ def diff(context: Context, job: Job) -> Mapping[str, Any]:
         )
 
     only_a, only_b = context.transact(look)
-    weights_a, weights_b = weights_of(warm, a, a_set), weights_of(warm, b, b_set)
-    own = {m.name: m.weight for m in warm.editor.matrices_of(warm.base)}
+    warm_a, warm_b = context.warm(a), context.warm(b)
+    weights_a, weights_b = weights_of(warm_a, a, a_set), weights_of(warm_b, b, b_set)
     matrices: dict[str, dict[str, float]] = {}
     for name in sorted(set(weights_a) | set(weights_b)):
-        left = weights_a.get(name, own[name]).double()
-        right = weights_b.get(name, own[name]).double()
+        own = warm_a.base.model.get_parameter(name)
+        left = weights_a.get(name, own).double()
+        right = weights_b.get(name, warm_b.base.model.get_parameter(name)).double()
         norm = float((right - left).norm())
         if norm:
-            matrices[name] = {"norm": norm, "relative": norm / float(own[name].double().norm())}
+            matrices[name] = {"norm": norm, "relative": norm / float(own.double().norm())}
     suite = build_suite([core_edit(edit) for edit in (*only_a, *only_b)], user_items(model))
     answers: list[dict[str, str]] = []
     if len(suite):
-        scorer = Scorer(warm.base, suite, prefix=warm.prefix)
-        before = scorer.score(weights_a) if weights_a else scorer.reference()
-        after = scorer.score(weights_b, drafts=before) if weights_b else scorer.reference()
+        before = answers_of(warm_a, suite, weights_a)
+        after = answers_of(warm_b, suite, weights_b, drafts=before)
         answers = [
             {
                 "item_id": x.item_id,
@@ -71,6 +85,7 @@ def diff(context: Context, job: Job) -> Mapping[str, Any]:
         "model": model.name,
         "a": {"number": a.number, "digest": a.digest},
         "b": {"number": b.number, "digest": b.digest},
+        "rebased": a.base_digest != b.base_digest,
         "only_in_a": [{"id": e.id, "prompt": e.prompt, "target": e.target} for e in only_a],
         "only_in_b": [{"id": e.id, "prompt": e.prompt, "target": e.target} for e in only_b],
         "matrices": matrices,

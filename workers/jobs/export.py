@@ -32,8 +32,7 @@ def write_export(
     """
     if style not in FORMATS:
         raise JobInvalid(f"export: format {style!r} is not one of {', '.join(FORMATS)}")
-    warm = context.models.get(model)
-    version, weights = weights_by_name(context, warm, model, which)
+    warm, version, weights = weights_by_name(context, model, which)
     said: dict[str, Any] = {
         "model": model.name,
         "number": version.number,
@@ -88,10 +87,8 @@ def materialise(context: Context, job: Job) -> Mapping[str, Any]:
     Payload: ``version`` (default "production").
     """
     model = model_of(context, job)
-    warm = context.models.get(model)
-    version, weights = weights_by_name(
-        context, warm, model, job.payload.get("version", "production")
-    )
+    which = job.payload.get("version", "production")
+    _, version, weights = weights_by_name(context, model, which)
     return {
         "model": model.name,
         "number": version.number,

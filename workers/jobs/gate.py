@@ -23,11 +23,10 @@ def gate(context: Context, job: Job) -> Mapping[str, Any]:
         The decision, with ``number`` and ``recorded``.
     """
     model = model_of(context, job)
-    warm = context.models.get(model)
     version, _ = find_version(context, model, job.payload.get("version", "candidate"))
     if version.number == 0:
         raise JobInvalid("gate: version 0 is the base itself and passes by definition")
-    judge, edits, members = judge_of(context, warm, model, version)
+    judge, edits, members = judge_of(context, model, version)
     verdict = judge.judge_version(version, members, edits)
     decision = verdict.decision
     kept = bool(job.payload.get("record", False))

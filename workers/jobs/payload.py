@@ -61,8 +61,9 @@ def find_version(context: Context, model: Model, which: object) -> tuple[Version
 
 
 def weights_by_name(
-    context: Context, warm: WarmModel, model: Model, which: object
-) -> tuple[Version, Weights]:
-    """A version and its exact weights."""
+    context: Context, model: Model, which: object
+) -> tuple[WarmModel, Version, Weights]:
+    """A version, the loaded model it stands on, and its exact weights."""
     version, members = find_version(context, model, which)
-    return version, weights_of(warm, version, members)
+    warm = context.warm(version)
+    return warm, version, weights_of(warm, version, members)

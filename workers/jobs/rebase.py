@@ -1,132 +1,227 @@
-"""``rebase``: replay all live edits on a new base, and say which hold and which are not needed.
+"""``rebase``: replay live edits on another base, with another editor, or both.
 
-A version belongs to one base, so a rebase registers a new model (new base, editor made for it, the
-old model's policy) and submits to it every live edit the new base does not know yet; from there the
-ordinary pipeline builds, probes and promotes. Before anything is registered, every edit is tried in
-memory, so that `dry_run` answers the question without changing anything.
+Every edit is tried in memory first, so that `dry_run` answers the question without changing
+anything. Then the edits that hold become the model's next version, on the new base: judged by the
+gate against the version before it, promoted by a person, and undone by a rollback like any other.
+With ``name`` they become a model of its own instead, and the old one stays as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection
 
+from ledger import batches as batch_rows
 from ledger import edits as edit_rows
+from ledger import footing, planning
 from ledger import models as model_rows
+from ledger import versions as version_rows
 from ledger.records import Edit as LedgerEdit
-from ledger.records import Job, Model
+from ledger.records import Editor, Job, Model, SetMember, Version
 from ledger.requests import Asked, EditRequest
-from mend_core.datasets.edit import Edit
-from mend_core.editors.base import FactorEditor, load_editor
-from mend_core.errors import EditError, EditorMismatch
-from mend_core.factors import GridRows, compose, materialise, version_digest
-from mend_core.models import Base, load_base
-from mend_core.probes import ProbeItem, ProbeKind, ProbeSuite
-from mend_core.probes.scoring import Scorer
-from workers.context import Context
-from workers.jobs import JobInvalid
+from mend_core.factors import version_digest
+from mend_core.models import load_base
+from mend_core.probes import Outcome
+from mend_core.probes.suites import UNCHANGED_KINDS
+from workers import hooks
+from workers.context import Context, Held
+from workers.factoring import factor_record
+from workers.jobs import Busy, JobInvalid
 from workers.jobs.payload import field, find_version, model_of
-from workers.runtime import core_edit
+from workers.jobs.register import SHIPPED, editor_path, factor_editor
+from workers.pipeline import commit_plan, conclude, judge_of
+from workers.proving import Verdict, policy_of
+from workers.replay import Fate, Replay, replay
+from workers.runtime import WarmModel, core_edit
+
+CHANGED_LIMIT = 200
+"""Changed answers a result lists before it only counts them."""
 
 
-def _suite(edits: Sequence[Edit]) -> ProbeSuite:
-    return ProbeSuite(
-        tuple(
-            ProbeItem(f"edit:{e.id}", ProbeKind.EDIT, e.prompt, (e.target,), "new", e.id)
-            for e in edits
-        )
-    )
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """Where the edits are to go.
 
-
-def _taken(results: Sequence[Any]) -> set[str]:
-    return {r.edit_id for r in results if r.passed and r.edit_id is not None}
-
-
-def try_on(
-    context: Context, base: Base, editor: FactorEditor, edits: Sequence[Edit]
-) -> dict[str, tuple[str, str]]:
-    """Each edit's fate on a base: id → (fate, explanation).
-
-    Fates: ``not_needed`` (the base answers so already), ``holds``, ``no_longer_holds`` (applied
-    together with the others, its own prompt is not answered so), ``cannot_be_applied``.
+    Attributes:
+        model: The model with the new base, editor and composition; its editor is not registered.
+        warm: It, loaded.
     """
-    fates: dict[str, tuple[str, str]] = {}
-    if not edits:
-        return fates
-    known = _taken(Scorer(base, _suite(edits)).reference())
-    fates.update(dict.fromkeys(known, ("not_needed", "the new base answers so by itself")))
-    needed = [e for e in edits if e.id not in known]
-    rows: list[GridRows] = []
-    for start in range(0, len(needed), context.config.chunk_edits):
-        context.check()
-        for factor in editor.factor(base, needed[start : start + context.config.chunk_edits]):
-            try:
-                if isinstance(factor, EditError):
-                    raise factor
-                rows.append(editor.grid.encode(factor))
-            except EditError as error:
-                fates[error.edit_id] = ("cannot_be_applied", str(error))
-    tried = [e for e in needed if e.id not in fates]
-    if tried:
-        weights = materialise(base, compose(editor.composition, editor.grid, None, rows))
-        took = _taken(Scorer(base, _suite(tried)).score(weights))
-        for edit in tried:
-            holds = edit.id in took
-            fates[edit.id] = (
-                ("holds", "applied and answered")
-                if holds
-                else ("no_longer_holds", "applied, but its own prompt is not answered so")
-            )
-    return fates
+
+    model: Model
+    warm: WarmModel
 
 
-def _register(
-    context: Context,
-    old: Model,
-    *,
-    name: str,
-    base: Base,
-    source: str,
-    editor: FactorEditor,
-    path: str,
-    requests: Sequence[EditRequest],
-) -> tuple[Model, int]:
-    """Register the new model and submit its edits, in one transaction."""
-    composition = editor.composition.to_dict()
+def _ground(context: Context, job: Job, model: Model) -> Ground:
+    """Load the new base and editor.
 
-    def write(conn: Connection) -> tuple[Model, int]:
-        row = model_rows.register_editor(
-            conn,
+    Raises:
+        JobInvalid: It is what the model stands on already.
+        ModelError: The base cannot be loaded.
+        EditorError: The editor cannot be loaded, or was made for another base.
+    """
+    source = field(job, "source", str, model.source)
+    dtype = str(model.settings.get("dtype", "float32"))
+    base = load_base(source, device=context.config.device, dtype=dtype)
+    path = editor_path(field(job, "editor", str, SHIPPED), base.digest)
+    editor = factor_editor(path)
+    editor.check(base)
+    there = replace(
+        model,
+        source=source,
+        base_digest=base.digest,
+        editor=Editor(
+            id=0,
             digest=editor.digest,
             kind=editor.kind,
             base_digest=base.digest,
-            path=path,
-            meta={"rebased_from": old.name},
-            actor=context.actor,
+            path=str(path),
+            meta={},
+            created_at=datetime.now(UTC),
+        ),
+        composition=editor.composition.to_dict(),
+    )
+    if (base.digest, editor.digest) == (model.base_digest, model.editor.digest):
+        raise JobInvalid(
+            f"rebase: model {model.name} stands on this base with this editor already; give "
+            "another base, another editor, or both"
         )
+    return Ground(there, context.models.get(there, base))
+
+
+def _editor_row(conn: Connection, ground: Ground, actor: str) -> Editor:
+    editor = ground.model.editor
+    return model_rows.register_editor(
+        conn,
+        digest=editor.digest,
+        kind=editor.kind,
+        base_digest=editor.base_digest,
+        path=editor.path,
+        meta={},
+        actor=actor,
+    )
+
+
+def _told(rows: Sequence[LedgerEdit], tried: Replay) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": row.id,
+            "prompt": row.prompt,
+            "target": row.target,
+            "fate": tried.told[str(row.id)].fate.value,
+            "answer": tried.told[str(row.id)].answer,
+            "says": tried.told[str(row.id)].says,
+        }
+        for row in rows
+    ]
+
+
+def rebase(context: Context, job: Job) -> Mapping[str, Any]:
+    """Replay a model's live edits on another base or with another editor.
+
+    Payload: ``source`` (new base; default: the present one), ``editor`` (path, or "shipped"; made
+    for that base), ``dry_run``, ``promote`` (default False), ``reason``, ``name`` (register a model
+    of its own instead), ``version`` (whose edits; with ``name`` or ``dry_run`` only, default
+    "candidate": what the next version builds on).
+
+    Returns:
+        ``{"edits": [{"id", "prompt", "target", "fate", "answer", "says"}], "counts", "from",
+        "base_digest", "editor_digest"}``, and what became of it: ``number``, ``digest``, ``gate``,
+        ``promoted``, ``changed_answers``; or ``name`` and ``submitted``.
+    """
+    model = model_of(context, job)
+    name, dry = str(job.payload.get("name") or ""), bool(job.payload.get("dry_run", False))
+    which = job.payload.get("version") or "candidate"
+    if dry or name:
+        version, members = find_version(context, model, which)
+        return _look(context, job, model, version, members, name="" if dry else name)
+    if which != "candidate":
+        raise JobInvalid(
+            "rebase: the next version of a model is built on its candidate; give 'version' only "
+            "with 'dry_run' or 'name', or roll back to that version first"
+        )
+    held = Held.take(context, model.id)
+    if held is None:
+        raise Busy(f"model {model.name} is being worked on")
+    with held.keeper:
+        try:
+            return _rebase(context, held, job)
+        finally:
+            held.keeper.stop()
+            held.release()
+
+
+def _try(
+    context: Context, job: Job, model: Model, version: Version, members: Sequence[SetMember]
+) -> tuple[Ground, list[LedgerEdit], Replay, dict[str, Any]]:
+    rows = list(
+        context.transact(lambda conn: edit_rows.get_many(conn, [m.edit_id for m in members]))
+    )
+    ground = _ground(context, job, model)
+    score = policy_of(model).hard.own_prompt_score
+    tried = replay(context, ground.warm, [core_edit(row) for row in rows], score)
+    said = {
+        "model": model.name,
+        "from": {
+            "number": version.number,
+            "digest": version.digest,
+            "base_digest": version.base_digest,
+            "editor_digest": version.editor_digest,
+        },
+        "base_digest": ground.model.base_digest,
+        "editor_digest": ground.model.editor.digest,
+        "edits": _told(rows, tried),
+        "counts": tried.counts(),
+    }
+    return ground, rows, tried, said
+
+
+def _look(
+    context: Context,
+    job: Job,
+    model: Model,
+    version: Version,
+    members: Sequence[SetMember],
+    *,
+    name: str,
+) -> dict[str, Any]:
+    """Tell only; with a name, register a model of its own and submit the edits it needs to it."""
+    ground, rows, tried, said = _try(context, job, model, version, members)
+    if not name:
+        return said
+    wanted = {Fate.HOLDS, Fate.NO_LONGER_HOLDS}
+    requests = [_request(row) for row in rows if tried.told[str(row.id)].fate in wanted]
+
+    def write(conn: Connection) -> None:
         new = model_rows.register(
             conn,
             name=name,
-            source=source,
-            base_digest=base.digest,
-            editor_id=row.id,
-            composition=composition,
-            version_digest=version_digest(base.digest, editor.digest, composition, ()),
-            policy=dict(old.policy),
-            policy_digest=old.policy_digest,
-            settings=dict(old.settings) | {"rebased_from": old.name},
-            approval=old.approval,
-            auto_promote=old.auto_promote,
-            max_attempts=old.max_attempts,
-            actor=context.actor,
+            source=ground.model.source,
+            base_digest=ground.model.base_digest,
+            editor_id=_editor_row(conn, ground, job.requested_by).id,
+            composition=ground.model.composition,
+            version_digest=version_digest(
+                ground.model.base_digest,
+                ground.model.editor.digest,
+                dict(ground.model.composition),
+                (),
+            ),
+            policy=dict(model.policy),
+            policy_digest=model.policy_digest,
+            settings=dict(model.settings) | {"rebased_from": model.name},
+            approval=model.approval,
+            auto_promote=model.auto_promote,
+            max_attempts=model.max_attempts,
+            actor=job.requested_by,
         )
         if requests:
             edit_rows.submit_many(conn, new.id, requests, actor=context.actor, origin="rebase")
-        return new, len(requests)
 
-    return context.transact(write)
+    context.transact(write)
+    return said | {"name": name, "submitted": len(requests)}
 
 
 def _request(edit: LedgerEdit) -> EditRequest:
@@ -145,62 +240,93 @@ def _request(edit: LedgerEdit) -> EditRequest:
     )
 
 
-def rebase(context: Context, job: Job) -> Mapping[str, Any]:
-    """Replay a model's live edits on a new base.
+def _begun(conn: Connection, model: Model, job: Job) -> Version | None:
+    """The version an earlier try of this job committed and did not judge."""
+    for version in version_rows.pending(conn, model.id):
+        if version.meta.get("job") == job.id:
+            return version
+    return None
 
-    Payload: ``source`` (new base), ``editor`` (path of an editor made for it), ``name`` (of the
-    new model), ``version`` (whose edits; default "production"), ``dry_run``.
 
-    Returns:
-        ``{"edits": [{"id", "prompt", "target", "fate", "says"}], "counts", "name", "submitted"}``.
-    """
-    old = model_of(context, job)
-    source, path = field(job, "source", str), field(job, "editor", str)
-    dry = bool(job.payload.get("dry_run", False))
-    name = str(job.payload.get("name") or "")
-    version, members = find_version(context, old, job.payload.get("version", "production"))
-    rows = context.transact(lambda conn: edit_rows.get_many(conn, [m.edit_id for m in members]))
-    base = load_base(source, device=context.config.device)
-    editor = load_editor(path)
-    if not isinstance(editor, FactorEditor):
-        raise EditorMismatch(f"a {editor.kind} editor gives no factors; use mend, malmen or ultra")
-    editor.check(base)
-    fates = try_on(context, base, editor, [core_edit(row) for row in rows])
-    said = [
-        {
-            "id": row.id,
-            "prompt": row.prompt,
-            "target": row.target,
-            "fate": fates[str(row.id)][0],
-            "says": fates[str(row.id)][1],
-        }
-        for row in rows
-    ]
-    counts: dict[str, int] = {}
-    for fate, _ in fates.values():
-        counts[fate] = counts.get(fate, 0) + 1
-    result: dict[str, Any] = {
-        "model": old.name,
-        "from": {"number": version.number, "digest": version.digest},
-        "base_digest": base.digest,
-        "edits": said,
-        "counts": counts,
-        "name": name or None,
-        "submitted": 0,
-    }
-    if dry:
-        return result
-    if not name:
-        raise JobInvalid("rebase: field 'name' is missing: what should the new model be called?")
-    wanted = [r for r in rows if fates[str(r.id)][0] in ("holds", "no_longer_holds")]
-    _, submitted = _register(
-        context,
-        old,
-        name=name,
-        base=base,
-        source=source,
-        editor=editor,
-        path=path,
-        requests=[_request(r) for r in wanted],
+def _rebase(context: Context, held: Held, job: Job) -> Mapping[str, Any]:
+    """Commit, judge and record the model's next version, on the new base."""
+    model = model_of(context, job)
+    if context.transact(lambda conn: batch_rows.current(conn, model.id)) is not None:
+        raise Busy(f"a batch of model {model.name} is on its way into a version")
+    version = context.transact(lambda conn: _begun(conn, model, job))
+    if version is None:
+        version = _commit(context, held, job, model)
+    judge, edits, members = judge_of(context, model, version)
+    verdict = judge.judge_version(version, members, edits)
+    verdict.suite.save(context.config.suites)
+    done = version
+    promoted = context.transact(
+        lambda conn: conclude(
+            conn,
+            context,
+            model=model,
+            version=done,
+            verdict=verdict,
+            follow=lambda _: None,
+            promote=bool(job.payload.get("promote", False)),
+        )
     )
-    return result | {"submitted": submitted}
+    if promoted:
+        hooks.submit_due(context)
+    changed = changed_answers(verdict)
+    return dict(version.meta["rebase"]) | {
+        "number": version.number,
+        "digest": version.digest,
+        "gate": verdict.decision.outcome.value,
+        "passed": verdict.decision.outcome is Outcome.PASS,
+        "promoted": promoted,
+        "checks": [c.to_dict() for c in verdict.decision.checks],
+        "changed_answers": changed[:CHANGED_LIMIT],
+        "changed": len(changed),
+    }
+
+
+def _commit(context: Context, held: Held, job: Job, model: Model) -> Version:
+    parent, members = find_version(context, model, "candidate")
+    ground, _, tried, said = _try(context, job, model, parent, members)
+    warm = ground.warm
+    factors = {int(edit_id): factor for edit_id, factor in tried.factors.items()}
+    warm.factors.put_many(list(factors.values()))
+    kept = [SetMember(edit_id, factors[edit_id].digest) for edit_id in sorted(factors)]
+
+    def write(conn: Connection) -> Any:
+        editor = _editor_row(conn, ground, job.requested_by)
+        records = [factor_record(factor) for factor in factors.values()]
+        footing.keep_factors(conn, ground.model.base_digest, editor, records)
+        return planning.plan_rebase(conn, held.lease, kept), editor
+
+    plan, editor = context.transact(write)
+    return commit_plan(
+        context,
+        held,
+        warm,
+        plan,
+        (),
+        meta={"job": job.id, "rebase": said, "reason": str(job.payload.get("reason") or "")},
+        onto=replace(ground.model, editor=editor),
+    )
+
+
+def changed_answers(verdict: Verdict) -> list[dict[str, str]]:
+    """Items that edits should leave alone, where the new base answers otherwise than the parent.
+
+    The gate compares each version with its own base; what a change of the base itself does to
+    users is for a person to see.
+    """
+    before = {r.item_id: r for r in verdict.parent}
+    return [
+        {
+            "item_id": r.item_id,
+            "kind": r.kind.value,
+            "prompt": r.prompt,
+            "before": before[r.item_id].answer,
+            "after": r.answer,
+        }
+        for r in verdict.results
+        if r.kind in UNCHANGED_KINDS and r.answer != before[r.item_id].answer
+    ]

@@ -26,7 +26,7 @@ SHIPPED = "shipped"
 """Editor name that means: the shipped editor made for this base."""
 
 
-def _editor_path(which: str, base_digest: str | None) -> Path:
+def editor_path(which: str, base_digest: str | None) -> Path:
     """Finds an editor file.
 
     Args:
@@ -56,7 +56,12 @@ def _editor_path(which: str, base_digest: str | None) -> Path:
     )
 
 
-def _factor_editor(path: Path) -> FactorEditor:
+def factor_editor(path: Path) -> FactorEditor:
+    """Load an editor whose edits are factors.
+
+    Raises:
+        EditorError: It cannot be loaded, or gives whole weight changes.
+    """
     loaded: Editor = load_editor(path)
     if not isinstance(loaded, FactorEditor):
         raise EditorMismatch(
@@ -71,8 +76,8 @@ def editor(context: Context, job: Job) -> Mapping[str, Any]:
 
     Payload: ``path`` (absolute, or "shipped:NAME"), ``meta``.
     """
-    path = _editor_path(field(job, "path", str), None)
-    loaded = _factor_editor(path)
+    path = editor_path(field(job, "path", str), None)
+    loaded = factor_editor(path)
     row = context.transact(
         lambda conn: model_rows.register_editor(
             conn,
@@ -117,8 +122,8 @@ def register(context: Context, job: Job) -> Mapping[str, Any]:
     base = load_base(
         source, device=context.config.device, dtype=str(settings.get("dtype", "float32"))
     )
-    path = _editor_path(field(job, "editor", str, SHIPPED), base.digest)
-    loaded = _factor_editor(path)
+    path = editor_path(field(job, "editor", str, SHIPPED), base.digest)
+    loaded = factor_editor(path)
     loaded.check(base)
     composition = loaded.composition.to_dict()
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from ledger import planning
 from ledger import versions as version_rows
 from ledger.errors import StaleParent
 from ledger.records import Job, Model, Plan, SetMember, Version
@@ -63,10 +64,8 @@ def revert(context: Context, job: Job) -> Mapping[str, Any]:
 def _revert(
     context: Context, held: Held, model: Model, job: Job, ids: list[int]
 ) -> Mapping[str, Any]:
-    warm = context.models.get(model)
-
     def look(conn: Connection) -> tuple[Plan, list[SetMember]]:
-        plan = version_rows.plan(conn, held.lease, remove_edits=ids)
+        plan = planning.plan(conn, held.lease, remove_edits=ids)
         return plan, list(version_rows.live_set(conn, plan.parent.id))
 
     version = _begun(context, model, job)
@@ -80,6 +79,7 @@ def _revert(
                     f"revert: none of the edits {', '.join(map(str, ids))} is in version "
                     f"{plan.parent.number}; nothing to take out"
                 )
+            warm = context.warm(plan.parent)
             version = commit_plan(
                 context, held, warm, plan, parent_set, meta={"job": job.id, "reverts": ids}
             )
@@ -87,7 +87,7 @@ def _revert(
             if attempt == REPLANS - 1:
                 raise
     assert version is not None
-    judge, edits, members = judge_of(context, warm, model, version)
+    judge, edits, members = judge_of(context, model, version)
     verdict = judge.judge_version(version, members, edits)
     verdict.suite.save(context.config.suites)
     done = version

@@ -23,8 +23,8 @@ def verify(context: Context, job: Job) -> Mapping[str, Any]:
         platform may differ in the last bits: then the check says so and does not fail.
     """
     model = model_of(context, job)
-    warm = context.models.get(model)
     version, members = find_version(context, model, job.payload.get("version", "production"))
+    warm = context.warm(version)
     checks: list[dict[str, Any]] = []
 
     def check(name: str, ok: bool, says: str) -> None:
