@@ -252,6 +252,45 @@ def _move(  # noqa: PLR0917 - one row of the history, its columns in order
     return _moved(conn, version, name, kind, actor, reason, approved_by)
 
 
+def _demand_proof(conn: Connection, version: Version, name: str) -> None:
+    """Refuse a version that is not proven, or whose proof rests on one that no longer is.
+
+    A gate compares a version with its parent, so its proof stands only as long as the parent's.
+    What production or the candidate is stands (`gates.withdraw` sees to that): the walk ends there.
+    """
+    if not version.proven:
+        why = "its proof was withdrawn" if version.withdrawn else f"gate {version.gate}"
+        raise Unproven(
+            f"version {version.number} is not proven ({why}): {name} only ever is a proven "
+            f"version; see 'mend gate show {version.number}' or have an approver override it"
+        )
+    fallen = conn.execute(
+        text(
+            """
+            WITH RECURSIVE standing AS (
+                SELECT version_id FROM aliases
+                 WHERE model_id = :model AND name IN ('production', 'candidate')
+            ), line AS (
+                SELECT id, parent_id, number, true AS proven FROM versions WHERE id = :version
+                UNION ALL
+                SELECT parent.id, parent.parent_id, parent.number,
+                       (parent.gate = 'pass' OR parent.overridden_by IS NOT NULL)
+                       AND NOT parent.meta ? 'withdrawn'
+                  FROM versions AS parent JOIN line ON parent.id = line.parent_id
+                 WHERE parent.id NOT IN (SELECT version_id FROM standing)
+            )
+            SELECT max(number) FROM line WHERE NOT proven
+            """
+        ),
+        {"model": version.model_id, "version": version.id},
+    ).scalar_one()
+    if fallen is not None:
+        raise Unproven(
+            f"version {version.number} was built on version {fallen}, whose proof does not stand "
+            f"any more: {name} cannot be it; submit its edits again"
+        )
+
+
 def _moved(  # noqa: PLR0917 - as above
     conn: Connection,
     version: Version,
@@ -265,11 +304,8 @@ def _moved(  # noqa: PLR0917 - as above
     if not reason.strip():
         raise RequestInvalid("is empty; every move needs a reason", field="reason")
     model_id, version_id = version.model_id, version.id
-    if name in {PRODUCTION, CANDIDATE} and not version.proven:
-        raise Unproven(
-            f"version {version.number} has gate {version.gate}: {name} only ever is a proven "
-            f"version; see 'mend show version {version.number}' or have an approver override it"
-        )
+    if name in {PRODUCTION, CANDIDATE}:
+        _demand_proof(conn, version, name)
     if version.collected_at is not None:
         raise VersionCollected(
             f"the files of version {version.number} were collected at "

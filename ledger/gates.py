@@ -206,6 +206,47 @@ def decline(conn: Connection, version_id: int, *, actor: str, reason: str) -> Ve
     return versions.get(conn, version_id)
 
 
+def withdraw(conn: Connection, version_id: int, *, actor: str, reason: str) -> Version:
+    """Take a version's proof back: a person found that what let it through was wrong.
+
+    It can never be promoted again, nor can a version that was judged against it.
+
+    Raises:
+        RequestInvalid: No reason.
+        WrongState: It is not proven, or production or the candidate is it or builds on it: those
+            must be rolled back first.
+    """
+    if not reason.strip():
+        raise RequestInvalid("is empty; taking a proof back needs a reason", field="reason")
+    version = _locked(conn, version_id)
+    if not version.proven or version.number == 0:
+        why = "is the base itself" if version.number == 0 else "has no proof to take back"
+        raise WrongState(f"version {version.number} {why}")
+    for alias in (aliases.PRODUCTION, aliases.CANDIDATE):
+        there = aliases.get(conn, version.model_id, alias)
+        if version_id in {one.id for one in versions.lineage(conn, there.version_id)}:
+            raise WrongState(
+                f"{alias} is version {there.number}, which is or builds on version "
+                f"{version.number}: roll back to one before it first (mend rollback)"
+            )
+    conn.execute(
+        text(
+            "UPDATE versions SET meta = meta || jsonb_build_object('withdrawn', "
+            "CAST(:note AS jsonb)) WHERE id = :version"
+        ),
+        {"note": Jsonb({"by": actor, "reason": reason}), "version": version_id},
+    )
+    audit.append(
+        conn,
+        "gate.withdrawn",
+        actor=actor,
+        model_id=version.model_id,
+        subject=f"version:{version_id}",
+        data={"number": version.number, "outcome": version.gate.value, "reason": reason},
+    )
+    return versions.get(conn, version_id)
+
+
 def decisions(conn: Connection, version_id: int) -> list[dict[str, Any]]:
     """Every decision about a version, newest first."""
     found = conn.execute(

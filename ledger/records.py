@@ -261,8 +261,14 @@ class Version:
 
     @property
     def proven(self) -> bool:
-        """True where the gate passed or an approver overrode it."""
-        return self.gate is GateOutcome.PASS or self.overridden_by is not None
+        """True where the gate passed or an approver overrode it, and nobody took that back."""
+        told = self.gate is GateOutcome.PASS or self.overridden_by is not None
+        return told and not self.withdrawn
+
+    @property
+    def withdrawn(self) -> bool:
+        """True where a person took its proof back after the gate let it through."""
+        return "withdrawn" in self.meta
 
 
 @dataclass(frozen=True, slots=True)

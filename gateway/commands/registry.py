@@ -396,6 +396,30 @@ def gate_override(
     )
 
 
+@gate_app.command(name="withdraw")
+def gate_withdraw(
+    version: VersionName,
+    reason: ReasonOption,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a version's proof back; neither it nor what was judged against it can be promoted.
+
+    Refused while production or the candidate is it or builds on it: roll back first.
+
+    Example: `mend gate withdraw 7 --reason "the suite asked the wrong questions"`
+    """
+    with open_session() as session, session.transaction() as connection:
+        chosen = find_model(connection, model)
+        found = find_version(connection, chosen, version)
+        gates.withdraw(connection, found.id, actor=actor(), reason=reason)
+    emit(
+        {"version": found.number, "withdrawn_by": actor()},
+        as_json,
+        lambda: say(f"Version {found.number} is not proven any more."),
+    )
+
+
 @gate_app.command(name="decline")
 def gate_decline(
     version: VersionName,

@@ -138,3 +138,36 @@ def test_retention_keeps_what_is_needed(desk):
         desk.do(aliases.rollback, desk.model_id, to_version_id=made[2].id, actor="op", reason="x")
     assert made[2].path not in desk.do(retention.needed_paths)
     healthy(desk)
+
+
+def test_a_proof_stands_only_as_long_as_the_parents(desk):
+    made = []
+    for number in range(3):
+        desk.submit(f"Fact {number} is", "T")
+        made.append(desk.round())
+    first, second, third = made
+    with pytest.raises(WrongState, match="roll back"):
+        desk.do(gates.withdraw, second.id, actor="boss", reason="the suite was wrong")
+    desk.do(aliases.rollback, desk.model_id, to_version_id=first.id, actor="op", reason="odd")
+    with pytest.raises(RequestInvalid):
+        desk.do(gates.withdraw, second.id, actor="boss", reason=" ")
+    assert not desk.do(gates.withdraw, second.id, actor="boss", reason="the suite was wrong").proven
+    # The second lost its proof; the third was judged against the second.
+    with pytest.raises(Unproven, match="withdrawn"):
+        desk.promote(second.id)
+    with pytest.raises(Unproven, match=f"version {second.number}"):
+        desk.promote(third.id)
+    with pytest.raises(Unproven):
+        desk.do(aliases.move, desk.model_id, "candidate", third.id, actor="op", reason="x")
+    with pytest.raises(Unproven):
+        desk.do(
+            aliases.rollback, desk.model_id, to_version_id=third.id, actor="op", reason="forward"
+        )
+    with pytest.raises(WrongState):
+        desk.do(gates.withdraw, second.id, actor="boss", reason="again")
+    # The line goes on from what stands.
+    desk.submit("Fact 7 is", "T")
+    fourth = desk.round()
+    assert fourth.parent_number == first.number
+    desk.do(aliases.rollback, desk.model_id, actor="op", reason="and back")
+    healthy(desk)
