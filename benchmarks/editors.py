@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mend_core.datasets import Edit, read_edits
+from mend_core.digests import file_digest
 from mend_core.editors import (
     Editor,
     FinetuneConfig,
@@ -37,7 +38,6 @@ from mend_core.factors import materialise
 from mend_core.models import Base, load_base
 from mend_core.probes import ProbeItem, ProbeKind, build_suite, summarise
 from mend_core.probes.scoring import Scorer
-from mend_core.training.examples import file_digest
 
 UNTRAINED = ("ultra", "finetune", "finetune_kl")
 """Methods that need no editor file."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import rfc8785
@@ -20,6 +21,12 @@ PREFIX = "sha256:"
 def bytes_digest(data: bytes) -> str:
     """Digest of raw bytes, as ``sha256:<hex>``."""
     return PREFIX + hashlib.sha256(data).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, bare hex: what `sha256sum` prints."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def json_digest(value: Any) -> str:

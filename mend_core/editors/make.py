@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from mend_core.datasets import read_edits
+from mend_core.digests import file_digest
 from mend_core.editors.subject import SubjectEditor
 from mend_core.editors.ultra import UltraEditor
-from mend_core.errors import MendError
+from mend_core.errors import DataError, MendError
 from mend_core.models import load_base
 
 
@@ -26,35 +29,71 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="smollm2", help="`smollm2`, a folder, or a hub id")
     parser.add_argument("--kind", choices=["subject", "ultra"], default="subject")
     parser.add_argument("--matrices", nargs="*", help="name patterns; default: the kind's own")
+    parser.add_argument(
+        "--protect", type=Path, help="subject: a file of edits whose prompts are protected"
+    )
+    parser.add_argument("--protect-edits", type=int, default=3000, help="edits of it, at most")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw of those edits")
     parser.add_argument("--out", type=Path, required=True, help="editor file (.safetensors)")
     given = parser.parse_args(argv)
     started = time.monotonic()
     try:
         base = load_base(given.model)
-        kind = SubjectEditor if given.kind == "subject" else UltraEditor
-        editor = kind.create(base, matrices=given.matrices or None)
+        matrices = given.matrices or None
+        editor: SubjectEditor | UltraEditor
+        if given.kind == "subject":
+            texts = _protected(given.protect, given.protect_edits, given.seed)
+            editor = SubjectEditor.create(base, matrices=matrices, texts=texts)
+        else:
+            editor = UltraEditor.create(base, matrices=matrices)
         digest = editor.save(given.out)
     except (MendError, OSError) as error:
         print(f"mend: {error}", file=sys.stderr)  # noqa: T201 - this is a command
         return 2
-    matrices = f" --matrices {' '.join(given.matrices)}" if given.matrices else ""
     card = {
         "editor": digest,
         "kind": editor.kind,
         "base": base.digest,
         "base_source": given.model,
         "bytes": given.out.stat().st_size,
-        "command": f"python -m mend_core.editors.make --model {given.model} --kind {given.kind}"
-        f"{matrices} --out {given.out.name}",
+        "command": _command(given),
         "settings": asdict(editor.config),
         "matrices": list(editor.matrices),
-        "data": "built in: mend_core/editors/calibration.py, and what the base says by itself",
+        "data": _data(given.protect),
         "seconds": round(time.monotonic() - started, 1),
     }
     given.out.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
     done = {"editor": digest, "file": str(given.out), "bytes": card["bytes"]}
     print(json.dumps(done))  # noqa: T201 - this is a command
     return 0
+
+
+def _protected(path: Path | None, edits: int, seed: int) -> list[str] | None:
+    """Prompts of edits drawn by seed; None without a file."""
+    if path is None:
+        return None
+    skipped: list[DataError] = []
+    prompts = sorted({edit.prompt for edit in read_edits(path, on_error=skipped.append)})
+    if not prompts:
+        raise DataError(str(path), None, None, "holds no edit that can be read")
+    random.Random(seed).shuffle(prompts)  # noqa: S311 - sampling, not secrets
+    return prompts[:edits]
+
+
+def _data(path: Path | None) -> str | dict[str, str]:
+    if path is None:
+        return "built in: mend_core/editors/calibration.py, and what the base says by itself"
+    return {"name": path.name, "sha256": file_digest(path)}
+
+
+def _command(given: argparse.Namespace) -> str:
+    words = ["python -m mend_core.editors.make", f"--model {given.model}", f"--kind {given.kind}"]
+    if given.matrices:
+        words.append(f"--matrices {' '.join(given.matrices)}")
+    if given.protect:
+        words.append(f"--protect {given.protect.name} --protect-edits {given.protect_edits}")
+        words.append(f"--seed {given.seed}")
+    return " ".join([*words, f"--out {given.out.name}"])
 
 
 if __name__ == "__main__":

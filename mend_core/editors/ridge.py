@@ -13,7 +13,6 @@ summed and removed like any edit's.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mend_core.editors.base import FactorEditor
+from mend_core.errors import EmptyBatch
 from mend_core.factors import Composition, FactorRows, Rows
 from mend_core.models import Base, Matrix, encode_pairs, encode_prompts, forward
 
@@ -51,29 +51,19 @@ class RidgeEditor(FactorEditor):
             {m: Rows(u, torch.zeros(len(u), self.shapes[m][0])) for m, u in keys.items()},
         )
 
-    def protect_texts(
-        self,
-        base: Base,
-        texts: Sequence[str],
-        *,
-        weight: float,
-        max_keys: int = 4096,
-        seed: int = 0,
-    ) -> None:
+    def protect_texts(self, base: Base, texts: Sequence[str], *, weight: float) -> None:
         """Add generic text to C, so that no edit moves the model on it.
 
         Args:
             base: The base this editor was made for.
             texts: Passages of ordinary text.
             weight: Number of rows C shall count as: the Gram matrix is scaled to this many keys.
-            max_keys: Keys kept per matrix, drawn by `seed`.
-            seed: Of the draw.
         """
         self.check(base)
-        gram = generic_gram(
-            base, texts, self.matrices_of(base), weight=weight, max_keys=max_keys, seed=seed
-        )
-        protected = {n: self.composition.protected.get(n, 0.0) + g for n, g in gram.items()}
+        gram = mean_gram(base, texts, self.matrices_of(base))
+        protected = {
+            n: self.composition.protected.get(n, 0.0) + g * weight for n, g in gram.items()
+        }
         c = self.composition
         self.composition = Composition("ridge", c.ridge, protected, c.strength)
 
@@ -115,25 +105,30 @@ def prompt_keys(
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def generic_gram(
-    base: Base,
-    texts: Sequence[str],
-    matrices: Sequence[Matrix],
-    *,
-    weight: float,
-    max_keys: int = 4096,
-    seed: int = 0,
+def mean_gram(
+    base: Base, texts: Sequence[str], matrices: Sequence[Matrix], *, at_once: int = 64
 ) -> Gram:
-    """Gram matrices of keys on generic text, scaled to count as `weight` rows."""
-    gram: Gram = {}
-    for name, keys in prompt_keys(base, texts, matrices).items():
-        chosen = keys
-        if len(keys) > max_keys:
-            rng = random.Random(f"{seed}:{name}")  # noqa: S311 - sampling, not secrets
-            chosen = keys[sorted(rng.sample(range(len(keys)), max_keys))]
-        u = chosen.double()
-        gram[name] = (u.T @ u) * (weight / len(u))
-    return gram
+    """Mean of u uᵀ over every key of the texts; its trace is the keys' mean squared length.
+
+    Args:
+        base: Whose keys.
+        texts: At least one.
+        matrices: Which keys.
+        at_once: Texts whose keys are held in memory together.
+
+    Raises:
+        EmptyBatch: No texts.
+    """
+    if not texts:
+        raise EmptyBatch("there is no text to take keys from")
+    total: Gram = {}
+    count = dict.fromkeys((m.name for m in matrices), 0)
+    for start in range(0, len(texts), at_once):
+        for name, keys in prompt_keys(base, texts[start : start + at_once], matrices).items():
+            u = keys.double()
+            total[name] = total.get(name, 0.0) + u.T @ u
+            count[name] += len(u)
+    return {name: gram / count[name] for name, gram in total.items()}
 
 
 def mean_norm(samples: Mapping[str, Tensor]) -> dict[str, float]:

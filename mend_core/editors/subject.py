@@ -14,6 +14,7 @@ padding, and so the last bits of its values; rows are made once and kept by dige
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
@@ -24,7 +25,7 @@ from torch import Tensor
 from mend_core.datasets.edit import Edit
 from mend_core.editors.calibration import calibration_edits, ordinary_texts
 from mend_core.editors.principal import PrincipalKeys
-from mend_core.editors.ridge import RidgeEditor, generic_gram, mean_norm, prompt_keys
+from mend_core.editors.ridge import RidgeEditor, mean_gram
 from mend_core.editors.values import Search, find_values, keys_with
 from mend_core.errors import EditError, EditorMismatch, EmptyBatch, NonFinite
 from mend_core.factors import Composition, FactorRows, Grid, Rows
@@ -121,15 +122,18 @@ class SubjectEditor(RidgeEditor):
         found = base.matrices(matrices) if matrices else _middle(base)
         shapes = {m.name: (m.d_out, m.d_in) for m in found}
         passages = ordinary_texts(base) if texts is None else list(texts)
-        keys = prompt_keys(base, passages, found)
-        norms = mean_norm(keys)
-        weights = {m.name: m.weight.float().cpu() for m in found}
-        scale = {n: float((u @ weights[n].T).pow(2).mean().sqrt()) for n, u in keys.items()}
-        gram = generic_gram(base, passages, found, weight=config.protect)
-        protected = {n: PrincipalKeys.of(g, config.protect_keys) for n, g in gram.items()}
+        gram = mean_gram(base, passages, found)
+        weights = {m.name: m.weight.double().cpu() for m in found}
+        scale = {
+            name: math.sqrt(float(((w @ gram[name]) * w).sum()) / len(w))
+            for name, w in weights.items()
+        }
+        protected = {
+            n: PrincipalKeys.of(g * config.protect, config.protect_keys) for n, g in gram.items()
+        }
         ridge = {
-            name: max(config.ridge * norm, 1e-12) + protected[name].rest
-            for name, norm in norms.items()
+            name: max(config.ridge * float(g.trace()), 1e-12) + protected[name].rest
+            for name, g in gram.items()
         }
         editor = cls(
             base.digest, shapes, config, scale, ridge=ridge, protected=protected, grid=Grid({})

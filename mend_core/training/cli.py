@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mend_core.datasets import KINDS
-from mend_core.digests import json_digest
+from mend_core.digests import file_digest, json_digest
 from mend_core.errors import MendError, TrainingError
 from mend_core.models import load_base
 from mend_core.training.card import write_card
 from mend_core.training.config import TrainConfig
-from mend_core.training.examples import file_digest, read_training_data, split
+from mend_core.training.examples import read_training_data, split
 from mend_core.training.loop import Event, Trainer
 
 USER_ERROR = 2

@@ -6,7 +6,6 @@ the shape of a batch, so this is what lets a resumed run, whose cache is empty, 
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -270,9 +269,3 @@ def split(edits: Sequence[Edit], validation: int, seed: int) -> tuple[list[Edit]
 
 def _key(edit: Edit) -> str:
     return (edit.subject or edit.prompt).casefold()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
