@@ -10,10 +10,12 @@ _HELPERS = {"__init__", "__main__", "timing"}
 
 
 def names() -> list[str]:
-    """Benchmarks there are: the modules of this folder that can be run."""
-    return sorted(
-        path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in _HELPERS
-    )
+    """Benchmarks there are: the modules and packages of this folder that can be run."""
+    here = Path(__file__).parent
+    found = {path.stem for path in here.glob("*.py")} | {
+        path.parent.name for path in here.glob("*/__init__.py")
+    }
+    return sorted(found - _HELPERS)
 
 
 def main(argv: list[str] | None = None) -> int:

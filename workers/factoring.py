@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
@@ -20,7 +21,7 @@ from ledger import models as model_rows
 from ledger import queue
 from ledger.errors import LedgerError, StaleFence
 from ledger.events import Listener
-from ledger.records import Chunk, FactorRecord
+from ledger.records import BatchProgress, Chunk, FactorRecord
 from mend_core.datasets.edit import Edit
 from mend_core.errors import EditError, NonFinite
 from mend_core.factors import FactorRows, GridRows
@@ -99,14 +100,44 @@ def set_aside(context: Context, held: Held, batch_id: int) -> None:
     context.transact(write)
 
 
-def run_chunk(context: Context, warm: WarmModel, chunk: Chunk, taken_at: float) -> int:
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A chunk, with the monotonic time from just before it was asked for."""
+
+    chunk: Chunk
+    at: float
+
+
+def take(context: Context, conn: Connection, batch_id: int | None = None) -> Chunk | None:
+    """The next chunk of a batch, or of any; None where there is none."""
+    return chunk_rows.take(
+        conn,
+        context.worker,
+        limit=context.config.chunk_edits,
+        ttl=context.config.lease_seconds,
+        batch_id=batch_id,
+    )
+
+
+def run_chunk(
+    context: Context, warm: WarmModel, taken: Taken, *, next_of: int | None = None
+) -> Taken | None:
     """Compute and record one chunk's factors.
 
+    A chunk that was lost to somebody else counts for nothing; its factors are kept all the same.
+
+    Args:
+        context: The working process.
+        warm: The chunk's model.
+        taken: The chunk.
+        next_of: Batch whose next chunk is taken in the transaction that records this one.
+
     Returns:
-        How many factors were recorded; 0 also where the chunk was lost to somebody else.
+        The next chunk; None where none was asked for, there is none, or a stop was asked for.
     """
+    chunk = taken.chunk
     edits = [core_edit(edit) for edit in chunk.edits]
-    with context.keep(lambda conn: chunk_rows.renew(conn, chunk), taken_at):
+    with context.keep(lambda conn: chunk_rows.renew(conn, chunk), taken.at):
         faults.point("mid-factor")
         found = compute(warm, edits)
         good = [factor for factor in found if isinstance(factor, GridRows)]
@@ -114,37 +145,34 @@ def run_chunk(context: Context, warm: WarmModel, chunk: Chunk, taken_at: float) 
         faults.point("after-factor")
     records = [factor_record(factor) for factor in good]
     bad = {int(e.edit_id): _problem(e) for e in found if isinstance(e, EditError)}
+    asked_at = time.monotonic()
 
-    def record(conn: Connection) -> int:
-        done = chunk_rows.record(conn, chunk, records)
+    def record(conn: Connection) -> Chunk | None:
+        chunk_rows.record(conn, chunk, records)
         if bad:
             chunk_rows.fail_edits(conn, chunk, bad)
-        return done
+        if next_of is None or context.stopping.is_set():
+            return None
+        return take(context, conn, next_of)
 
     try:
-        return context.transact(record)
+        following = context.transact(record)
     except StaleFence:
         log.info("chunk of batch %d was taken over; its factors are kept", chunk.batch_id)
-        return 0
+        return None
+    return None if following is None else Taken(following, asked_at)
 
 
 def help_any(context: Context) -> bool:
     """Take one chunk of any batch; False where there is none to take."""
     asked_at = time.monotonic()
-    chunk = context.transact(
-        lambda conn: chunk_rows.take(
-            conn,
-            context.worker,
-            limit=context.config.chunk_edits,
-            ttl=context.config.lease_seconds,
-        )
-    )
+    chunk = context.transact(lambda conn: take(context, conn))
     if chunk is None:
         return False
     try:
         model = context.transact(lambda conn: model_rows.get(conn, chunk.model_id))
         warm = context.models.get(model)
-        run_chunk(context, warm, chunk, asked_at)
+        run_chunk(context, warm, Taken(chunk, asked_at))
     except BaseException:
         # Whatever ends us, the chunk is somebody else's now rather than after its lease ran out.
         with suppress(LedgerError):
@@ -160,33 +188,33 @@ def run_batch(context: Context, held: Held, warm: WarmModel, batch_id: int) -> N
         Stopping: A graceful stop was asked for between two chunks.
         StoreFull: No room for factors.
     """
+
+    def look(conn: Connection) -> tuple[Chunk | None, BatchProgress | None]:
+        chunk = take(context, conn, batch_id)
+        return chunk, chunk_rows.progress(conn, batch_id) if chunk is None else None
+
     listener: Listener | None = None
     try:
         while True:
             context.check()
             asked_at = time.monotonic()
-            chunk = context.transact(
-                lambda conn: chunk_rows.take(
-                    conn,
-                    context.worker,
-                    limit=context.config.chunk_edits,
-                    ttl=context.config.lease_seconds,
-                    batch_id=batch_id,
-                )
-            )
-            if chunk is not None:
-                run_chunk(context, warm, chunk, asked_at)
+            chunk, progress = context.transact(look)
+            taken = None if chunk is None else Taken(chunk, asked_at)
+            while taken is not None:
+                taken = run_chunk(context, warm, taken, next_of=batch_id)
+                context.check()
+            if progress is None:
                 continue
-            if listener is None:
-                # Listen before the look that decides, so that no news falls between the two.
-                listener = Listener(context.config.database_url)
-                listener.__enter__()
-            progress = context.transact(lambda conn: chunk_rows.progress(conn, batch_id))
             if progress.pending == 0:
                 if progress.failed:
                     set_aside(context, held, batch_id)
                 return
-            listener.wait(WAIT_SECONDS)
+            if listener is None:
+                # Others are still at work: listen, and look again before waiting for news.
+                listener = Listener(context.config.database_url)
+                listener.__enter__()
+            else:
+                listener.wait(WAIT_SECONDS)
     finally:
         if listener is not None:
             listener.__exit__(None, None, None)

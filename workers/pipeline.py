@@ -240,13 +240,10 @@ class Build:
 
     def _unjudged(self) -> Version | None:
         """The version of this batch that was committed but not judged, if any."""
-        newest: Sequence[Version] = self.context.transact(
-            lambda conn: version_rows.list_versions(conn, self.model.id)
+        unjudged: Sequence[Version] = self.context.transact(
+            lambda conn: version_rows.pending(conn, self.model.id)
         )
-        for version in newest:
-            if version.batch_id == self.batch.id and version.gate.value == "pending":
-                return version
-        return None
+        return next((one for one in unjudged if one.batch_id == self.batch.id), None)
 
     def _commit(self) -> Version | None:
         """Build, write and commit the batch's version; None where nothing is left to add."""
