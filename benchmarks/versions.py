@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -177,25 +177,34 @@ def in_folder(work: Callable[[Path], Measure]) -> Measure:
         return work(Path(folder))
 
 
-def run(*, quick: bool) -> list[Measure]:
-    """All measures, on SmolLM2."""
+def adding(base: Base, grid: Grid, repeats: int) -> Measure:
+    """A batch onto many live edits against the same batch onto few."""
+    return compare(
+        "a batch of 100 onto 10,000 edits : onto 100, from the sums",
+        stream(base, grid, 10_000, forced=True),
+        stream(base, grid, 100, forced=True),
+        goal=1.05,
+        repeats=repeats,
+    )
+
+
+PARTS: dict[str, Callable[[Base, Grid, int], list[Measure]]] = {
+    "probing": lambda base, _grid, repeats: probing(base, repeats),
+    "activating": lambda base, _grid, repeats: [activating(base, repeats)],
+    "composing": lambda _base, grid, repeats: [composing(grid, min(repeats, 5))],
+    "adding": lambda base, grid, repeats: [adding(base, grid, repeats)],
+    "undoing": lambda base, grid, _: [in_folder(lambda root: undoing(base, grid, root))],
+    "disk": lambda base, grid, _: [in_folder(lambda root: disk(base, grid, root))],
+}
+"""What can be measured alone, on a machine that is wanted by others too."""
+
+
+def run(parts: Sequence[str] = tuple(PARTS), *, quick: bool) -> list[Measure]:
+    """Measures on SmolLM2, in order."""
     repeats = 3 if quick else 9
     base = load_base("smollm2")
     grid = random_grid(base.matrices())
-    return [
-        *probing(base, repeats),
-        activating(base, repeats),
-        composing(grid, min(repeats, 5)),
-        compare(
-            "a batch of 100 onto 10,000 edits : onto 100, from the sums",
-            stream(base, grid, 10_000, forced=True),
-            stream(base, grid, 100, forced=True),
-            goal=1.05,
-            repeats=repeats,
-        ),
-        in_folder(lambda root: undoing(base, grid, root)),
-        in_folder(lambda root: disk(base, grid, root)),
-    ]
+    return [measure for part in parts for measure in PARTS[part](base, grid, repeats)]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -204,9 +213,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object only")
     parser.add_argument("--quick", action="store_true", help="fewer repeats")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts to measure"
+    )
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
-    return show("versions", run(quick=options.quick), as_json=options.json)
+    return show("versions", run(options.only, quick=options.quick), as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from mend_core.probes import (
 )
 from mend_core.probes.results import question
 from mend_core.probes.scoring import Scorer
-from workers.building import Built, build
+from workers.building import Built, build, digest_of
 from workers.runtime import WarmModel, Weights
 
 log = logging.getLogger("mend.gate")
@@ -168,7 +168,8 @@ class Judge:
         Raises:
             StoreCorrupt: Its set does not give its digest.
         """
-        built = self.candidate([m.factor_digest for m in members])
+        adds = [m.factor_digest for m in members]
+        built = self._built(version, adds) or self.candidate(adds)
         if built.digest != version.digest:
             raise StoreCorrupt(
                 f"version {version.number}: its edit set gives {built.digest}, the ledger says "
@@ -176,6 +177,16 @@ class Judge:
             )
         self.warm.remember(built.digest, built.weights)
         return self.judge(built, edits)
+
+    def _built(self, version: Version, adds: Sequence[str]) -> Built | None:
+        """The version as it was built for its commit, where this process still has it."""
+        weights = self.warm.recall(version.digest)
+        norms, finite = version.meta.get("norms"), version.meta.get("finite")
+        if weights is None or norms is None or finite is None:
+            return None
+        members = tuple(sorted((set(self.parent_set) - set(self.removes)) | set(adds)))
+        digest = digest_of(self.warm, members)
+        return Built(digest, members, None, weights, dict(norms), finite=bool(finite))
 
     def judge(self, built: Built, edits: Sequence[Edit], *, complete: bool = True) -> Verdict:
         """Probe a built version on the suite of its new edits, and decide.

@@ -245,7 +245,8 @@ def _triangle(size: int) -> tuple[Tensor, Tensor]:
 def _square(packed: Tensor, size: int) -> Tensor:
     """A symmetric matrix from its upper triangle, (size, size)."""
     rows, columns = _triangle(size)
-    full = torch.zeros(size, size, dtype=packed.dtype)
-    full[rows, columns] = packed
-    full[columns, rows] = packed
+    upper = torch.zeros(size, size, dtype=packed.dtype)
+    upper[rows, columns] = packed
+    full = upper + upper.t()  # exact: one of each pair is zero, but on the diagonal
+    full.diagonal().copy_(upper.diagonal())
     return full

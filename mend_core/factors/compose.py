@@ -292,10 +292,12 @@ def _primal(
 ) -> Tensor:
     """ΔW (d_out, d_in) from the sums. Decoding them is exact: steps are powers of two."""
     key, value = scale.key_step, scale.value_step
-    cross = accumulators.cross[name] * key[:, None] * value[None, :]  # (d_in, d_out)
+    cross = accumulators.cross[name] * key[:, None]  # (d_in, d_out)
+    cross *= value[None, :]
     if composition.kind == "sum":
         return cross.t().contiguous()
-    system = accumulators.gram[name] * key[:, None] * key[None, :]  # (d_in, d_in)
+    system = accumulators.gram[name] * key[:, None]  # (d_in, d_in)
+    system *= key[None, :]
     if name in composition.protected:
         system += composition.protected[name]
     system.diagonal().add_(composition.ridge_of(name))

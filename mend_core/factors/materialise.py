@@ -29,7 +29,8 @@ def materialise(base: Base, delta: Delta) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for name in sorted(delta):
         matrix = matrix_of(base, name, tuple(delta[name].shape))
-        exact = matrix.weight.cpu().double() + delta[name].cpu().double()  # (d_out, d_in)
+        # Adding to float64 widens the weight as it is read: no copy of it, same bits.
+        exact = delta[name].cpu().double() + matrix.weight.cpu()  # (d_out, d_in)
         weights[name] = exact.to(base.dtype).contiguous().to(base.device)
     return weights
 
