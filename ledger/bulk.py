@@ -13,6 +13,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from uuid import UUID
 
 from psycopg import errors as pg
 from sqlalchemy import Connection
@@ -91,7 +92,8 @@ class _Bulk:
     def take(self, chunk: Sequence[EditRequest]) -> None:
         """Accept one chunk."""
         for place, request in enumerate(chunk):
-            if request.expires_at is not None and request.expires_at <= self._now:
+            expires_at = request.expires_at
+            if expires_at is not None and expires_at <= self._now:
                 raise RequestInvalid(
                     "is already past; expected a time to come",
                     field="expires_at",
@@ -106,6 +108,9 @@ class _Bulk:
 
     def _repeated(self, chunk: Sequence[EditRequest], facts: Sequence[str]) -> set[int]:
         """Places whose fact or key comes earlier or later in this chunk: their order matters."""
+        keys = [one.idempotency_key for one in chunk if one.idempotency_key is not None]
+        if len(set(facts)) == len(facts) and len(set(keys)) == len(keys):
+            return set()
         again: set[int] = set()
         seen: dict[str, int] = {}
         for place, (request, fact) in enumerate(zip(chunk, facts, strict=True)):
@@ -129,13 +134,13 @@ class _Bulk:
         ).scalar_one()
         if not some:
             return set()
-        held = set(
+        held = _hex(
             self._conn.execute(
                 text(
                     """
                     SELECT DISTINCT fact_key FROM edits
                      WHERE model_id = :model AND state IN ('claimed', 'applied', 'live')
-                       AND fact_key = ANY(:facts)
+                       AND fact_key = ANY(CAST(:facts AS uuid[]))
                     """
                 ),
                 {"model": self._model_id, "facts": list(facts)},
@@ -155,11 +160,12 @@ class _Bulk:
                 {"model": self._model_id, "keys": keys},
             ).scalars()
         )
-        waiting = set(
+        waiting = _hex(
             self._conn.execute(
                 text(
                     "SELECT fact_key FROM edits WHERE model_id = :model "
-                    "AND state IN ('submitted', 'queued') AND fact_key = ANY(:facts)"
+                    "AND state IN ('submitted', 'queued') "
+                    "AND fact_key = ANY(CAST(:facts AS uuid[]))"
                 ),
                 {"model": self._model_id, "facts": list(facts)},
             ).scalars()
@@ -175,16 +181,19 @@ class _Bulk:
         clean = [place for place in range(len(chunk)) if place not in single]
         new_ids = self._reserve(len(clean))
         states: dict[str, list[int]] = {}
-        digests = self._digests.copy()
-        rows = self._rows(chunk, facts, zip(clean, new_ids, strict=True), states, digests)
-        if clean and not self._write(rows):
+        sealed: list[bytes] = []
+        places = zip(clean, new_ids, strict=True)
+        if clean and not self._write(self._rows(chunk, facts, places, states, sealed)):
             return False
-        self._digests = digests
+        self._digests.update(b"".join(sealed))
         for state, ids in states.items():
             self._copied.setdefault(state, []).extend(ids)
             if state == EditState.AWAITING_APPROVAL:
                 self.awaiting += len(ids)
         self.accepted += len(clean)
+        if not single:
+            self.ids += new_ids
+            return True
         by_place = dict(zip(clean, new_ids, strict=True))
         for place in sorted(single):
             by_place[place] = self._submit(chunk[place]).edit_id
@@ -197,19 +206,28 @@ class _Bulk:
         facts: Sequence[str],
         places: Iterable[tuple[int, int]],
         states: dict[str, list[int]],
-        digests: hashlib._Hash,
+        digests: list[bytes],
     ) -> Iterator[tuple[object, ...]]:
         """Rows for COPY, made while the server works on those before; notes states and digests."""
+        model_id, actor, now = self._model_id, self._actor, self._now
+        usual = EditState.AWAITING_APPROVAL if self._approval else EditState.QUEUED
+        salts = os.urandom(SALT_BYTES * len(chunk))
         for place, edit_id in places:
             request = chunk[place]
-            salt = os.urandom(SALT_BYTES)
-            sealed = hashlib.sha256(salt + request.content)
-            state = self._state(request)
-            states.setdefault(state, []).append(edit_id)
-            digests.update(sealed.digest())
+            salt = salts[SALT_BYTES * place : SALT_BYTES * (place + 1)]
+            digest = hashlib.sha256(salt + request.content).digest()
+            digests.append(digest)
+            not_before = request.not_before
+            state = usual.value
+            if not_before is not None and not_before > now and not self._approval:
+                state = EditState.SUBMITTED.value
+            noted = states.get(state)
+            if noted is None:
+                noted = states[state] = []
+            noted.append(edit_id)
             yield (
                 edit_id,
-                self._model_id,
+                model_id,
                 state,
                 request.prompt,
                 request.target,
@@ -218,13 +236,13 @@ class _Bulk:
                 *request.json_lists,
                 request.reason,
                 request.source,
-                self._actor,
+                actor,
                 request.idempotency_key,
                 facts[place],
                 salt,
-                sealed.hexdigest(),
+                digest.hex(),
                 request.priority,
-                request.not_before,
+                not_before,
                 request.expires_at,
             )
 
@@ -253,22 +271,22 @@ class _Bulk:
             self.awaiting += done.state is EditState.AWAITING_APPROVAL
         return done
 
-    def _state(self, request: EditRequest) -> str:
-        if self._approval:
-            return EditState.AWAITING_APPROVAL.value
-        if request.not_before is not None and request.not_before > self._now:
-            return EditState.SUBMITTED.value
-        return EditState.QUEUED.value
-
-    def _reserve(self, count: int) -> list[int]:
+    def _reserve(self, count: int) -> Sequence[int]:
+        """Fresh ids; a range where nobody else drew from the sequence meanwhile."""
         if not count:
             return []
-        return list(
-            self._conn.execute(
-                text("SELECT nextval('edits_id_seq') FROM generate_series(1, :count)"),
-                {"count": count},
-            ).scalars()
-        )
+        found = self._conn.execute(
+            text(
+                """
+                SELECT min(id) AS first, CASE WHEN max(id) - min(id) + 1 <> :count
+                                              THEN array_agg(id ORDER BY id) END AS every
+                  FROM (SELECT nextval('edits_id_seq') AS id
+                          FROM generate_series(1, :count)) AS drawn
+                """
+            ),
+            {"count": count},
+        ).one()
+        return range(found.first, found.first + count) if found.every is None else found.every
 
     def record(self, origin: str | None) -> None:
         """Append the one event of everything COPY took."""
@@ -291,3 +309,8 @@ class _Bulk:
             },
             edit_ids=every,
         )
+
+
+def _hex(keys: Iterable[UUID]) -> set[str]:
+    """Fact keys as requests write them."""
+    return {one.hex for one in keys}

@@ -222,7 +222,8 @@ def approve(conn: Connection, edit_id: int, *, actor: str, reason: str) -> Edit:
     moved = move(
         conn,
         _S.SUPERSEDED,
-        "e.model_id = :model AND e.fact_key = :fact AND e.state IN ('submitted', 'queued')",
+        "e.model_id = :model AND e.fact_key = CAST(:fact AS uuid) "
+        "AND e.state IN ('submitted', 'queued')",
         {"model": edit.model_id, "fact": edit.fact_key, "by": edit_id},
         sets="superseded_by = :by",
     )
@@ -259,7 +260,7 @@ def redrive(conn: Connection, edit_id: int, *, actor: str, reason: str) -> Edit:
     lock_submissions(conn, edit.model_id)
     newer = conn.execute(
         text(
-            "SELECT max(id) FROM edits WHERE model_id = :model AND fact_key = :fact "
+            "SELECT max(id) FROM edits WHERE model_id = :model AND fact_key = CAST(:fact AS uuid) "
             "AND state IN ('submitted', 'queued')"
         ),
         {"model": edit.model_id, "fact": edit.fact_key},

@@ -7,8 +7,11 @@ from collections.abc import Iterable, Iterator
 
 def spans(ids: Iterable[int]) -> list[tuple[int, int]]:
     """Inclusive spans of consecutive ids, ascending."""
+    distinct = set(ids)
+    if distinct and max(distinct) - min(distinct) + 1 == len(distinct):
+        return [(min(distinct), max(distinct))]
     found: list[tuple[int, int]] = []
-    for one in sorted(set(ids)):
+    for one in sorted(distinct):
         if found and one == found[-1][1] + 1:
             found[-1] = (found[-1][0], one)
         else:

@@ -42,6 +42,7 @@ def edit(row: Sequence[Any]) -> Edit:
     one, model, state, prompt, target, subject, relation, paraphrases, locality, portability = row[
         :10
     ]
+    reason, source, by, key, fact_key = row[10:15]
     return Edit(
         one,
         model,
@@ -53,7 +54,12 @@ def edit(row: Sequence[Any]) -> Edit:
         tuple(paraphrases),
         tuple([(p, a) for p, a in locality]),
         tuple([(p, a) for p, a in portability]),
-        *row[10:EDIT_WIDTH],
+        reason,
+        source,
+        by,
+        key,
+        fact_key.hex,
+        *row[15:EDIT_WIDTH],
     )
 
 

@@ -184,7 +184,8 @@ edits = Table(
     Column("source", Text, nullable=False),
     Column("submitted_by", Text, nullable=False),
     Column("idempotency_key", Text(collation="C")),
-    Column("fact_key", Text(collation="C"), nullable=False),
+    # A digest of 128 bits: half the index, and half the cost of an entry, that its text would be.
+    Column("fact_key", UUID(as_uuid=True), nullable=False),
     Column("salt", LargeBinary, nullable=False),
     Column("content_digest", Text, nullable=False),
     Column("priority", SmallInteger, nullable=False, server_default=text("0")),

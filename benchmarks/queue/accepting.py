@@ -7,7 +7,7 @@ import json
 import statistics
 import time
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 from sqlalchemy import Engine, text
@@ -52,9 +52,7 @@ def _bare_copy(engine: Engine, model_id: int) -> float:
             )
             .fetchall()
         )
-    plain = [
-        tuple(json.dumps(one) if isinstance(one, list) else one for one in row) for row in rows
-    ]
+    plain = [tuple(map(_as_sent, row)) for row in rows]
     gc.collect()
     began = time.perf_counter()
     with (
@@ -65,6 +63,13 @@ def _bare_copy(engine: Engine, model_id: int) -> float:
         for row in plain:
             copy.write_row(row)
     return time.perf_counter() - began
+
+
+def _as_sent(value: object) -> object:
+    """A value read back, as a submission sends it."""
+    if isinstance(value, list):
+        return json.dumps(value)
+    return value.hex if isinstance(value, UUID) else value
 
 
 def single_accept(engine: Engine, url: str, sizes: Sizes) -> dict[str, Any]:

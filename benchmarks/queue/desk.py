@@ -79,7 +79,7 @@ def fill(engine: Engine, model_id: int, count: int) -> None:
                 INSERT INTO edits (model_id, state, prompt, target, source, submitted_by, fact_key,
                                    salt, content_digest, priority)
                 SELECT :model, 'queued', 'The capital of country ' || n || ' is', 'City ' || n,
-                       'bench', 'bench', md5(:words || '-' || n || '-' || random()),
+                       'bench', 'bench', CAST(md5(:words || '-' || n || '-' || random()) AS uuid),
                        CAST('salt' AS bytea), md5(n::text), n % 5
                   FROM generate_series(1, :count) AS n
                 """

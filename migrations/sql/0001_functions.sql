@@ -316,7 +316,7 @@ BEGIN
     END IF;
     PERFORM pg_advisory_xact_lock(hashtextextended(p_fact, -p_model));
     SELECT e.id INTO rival FROM edits AS e
-     WHERE e.model_id = p_model AND e.fact_key = p_fact
+     WHERE e.model_id = p_model AND e.fact_key = p_fact::uuid
        AND (e.state IN ('submitted', 'queued') OR e.state IN ('claimed', 'applied', 'live'))
        AND e.source <> p_source AND lower(btrim(e.target)) <> lower(btrim(p_target))
      ORDER BY e.id DESC LIMIT 1;
@@ -327,7 +327,7 @@ BEGIN
         new_state := CASE WHEN p_not_before > clock_timestamp() THEN 'submitted' ELSE 'queued' END;
         WITH old AS (
             SELECT e.id, e.state FROM edits AS e
-             WHERE e.model_id = p_model AND e.fact_key = p_fact AND e.state IN ('submitted', 'queued')
+             WHERE e.model_id = p_model AND e.fact_key = p_fact::uuid AND e.state IN ('submitted', 'queued')
                FOR UPDATE
         ), moved AS (
             UPDATE edits AS e SET state = 'superseded', superseded_by = new_id
@@ -342,7 +342,7 @@ BEGIN
                        portability, reason, source, submitted_by, idempotency_key, fact_key, salt,
                        content_digest, priority, not_before, expires_at)
     VALUES (new_id, p_model, new_state, p_prompt, p_target, p_subject, p_relation, p_paraphrases,
-            p_locality, p_portability, p_reason, p_source, p_actor, p_key, p_fact, p_salt, p_digest,
+            p_locality, p_portability, p_reason, p_source, p_actor, p_key, p_fact::uuid, p_salt, p_digest,
             p_priority, p_not_before, p_expires_at);
     moves := '[{"edits":"' || new_id || '","from":null,"to":"' || new_state || '"}'
         || coalesce(replaced_states, '') || ']';

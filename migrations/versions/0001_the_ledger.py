@@ -164,7 +164,7 @@ def upgrade() -> None:
         sa.Column("source", sa.Text(), nullable=False),
         sa.Column("submitted_by", sa.Text(), nullable=False),
         sa.Column("idempotency_key", sa.Text(collation="C"), nullable=True),
-        sa.Column("fact_key", sa.Text(collation="C"), nullable=False),
+        sa.Column("fact_key", sa.UUID(), nullable=False),
         sa.Column("salt", sa.LargeBinary(), nullable=False),
         sa.Column("content_digest", sa.Text(), nullable=False),
         sa.Column("priority", sa.SmallInteger(), server_default=sa.text("0"), nullable=False),
