@@ -41,15 +41,22 @@ h1{font-size:1.6rem;margin:0 0 .3rem}h2{font-size:1.15rem;margin:2.2rem 0 .6rem}
 .dim{color:var(--dim)}.card{background:var(--card);border:1px solid var(--line);border-radius:8px;
 padding:.9rem 1.1rem}
 .pass,.fixed{color:var(--good)}.fail,.broke{color:var(--bad)}.inconclusive{color:var(--open)}
-.skipped{color:var(--dim)}.verdict{font-weight:700;text-transform:uppercase;letter-spacing:.04em}
+.skipped{color:var(--dim)}.key{display:flex;flex-wrap:wrap;gap:.8rem;margin:1rem 0 0}
+.key>div{flex:1 1 11rem}.key b{font-size:1.35rem;display:block;font-variant-numeric:tabular-nums}
+.verdict{font-weight:700;text-transform:uppercase;letter-spacing:.04em}
 table{border-collapse:collapse;width:100%;font-size:.88rem}
 .wide{overflow-x:auto}
 th,td{text-align:left;vertical-align:top;padding:.35rem .6rem;border-bottom:1px solid var(--line)}
 th{color:var(--dim);font-weight:600}td.n{text-align:right;font-variant-numeric:tabular-nums}
-code{font-size:.85em;overflow-wrap:anywhere}td.a{white-space:pre-wrap;overflow-wrap:anywhere}
+code{font-size:.85em;overflow-wrap:anywhere}td.k code{overflow-wrap:normal;word-break:keep-all}
+td.s{white-space:nowrap}td.s,th.s{text-align:right;font-variant-numeric:tabular-nums}
+td.a{white-space:pre-wrap;overflow-wrap:anywhere}
 svg{max-width:100%;height:auto}svg text{fill:var(--ink);font:12px system-ui,sans-serif}
 details>summary{cursor:pointer;color:var(--dim)}
-@media print{body{max-width:none;margin:0}}
+@media print{:root{color-scheme:light;--ink:#000;--dim:#555;--line:#ccc;--back:#fff;--card:#f6f8fa;
+--good:#1a7f4b;--bad:#c0362c;--open:#a86500;--one:#2457c5}@page{margin:14mm}
+body{max-width:none;margin:0;padding:0;font-size:10.5pt}table{font-size:8.5pt}.wide{overflow:visible}
+details::details-content{content-visibility:visible}thead{display:table-header-group}tr,svg,.card{break-inside:avoid}h2{break-after:avoid}}
 """
 
 
@@ -61,7 +68,9 @@ def report_html(report: Record) -> str:
         title += f" of {version['model']}"
     body = [
         f"<h1>{_text(title)}</h1>",
+        _byline(version),
         _verdict(report.get("decision"), version),
+        _summary(report),
         _scores(report.get("scores")),
         _checks(report.get("decision")),
         _edits(report["edits"]),
@@ -97,9 +106,16 @@ def _answer(value: object) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[str]) -> str:
-    cells = "".join(f"<th>{_text(name)}</th>" for name in head)
+    # A head that ends in a space stands over numbers.
+    cells = "".join(
+        f'<th class="s">{_text(name)}</th>' if name.endswith(" ") else f"<th>{_text(name)}</th>"
+        for name in head
+    )
     body = "\n".join(f"<tr>{row}</tr>" for row in rows)
-    return f'<div class="wide"><table><tr>{cells}</tr>\n{body}</table></div>'
+    return (
+        f'<div class="wide"><table><thead><tr>{cells}</tr></thead>\n'
+        f"<tbody>{body}</tbody></table></div>"
+    )
 
 
 def _mark(outcome: str) -> str:
@@ -131,22 +147,107 @@ def _verdict(decision: Record | None, version: Record) -> str:
     )
 
 
+def _byline(version: Record) -> str:
+    """Who made what, out of what, when: the line a ticket quotes."""
+    told = [
+        f"{version['edit_count']} edits in all" if version.get("edit_count") is not None else "",
+        f"built on version {version['parent']}" if version.get("parent") is not None else "",
+        f"made {str(version['created_at'])[:16].replace('T', ' ')}"
+        if version.get("created_at")
+        else "",
+        f"by {version['created_by']}" if version.get("created_by") else "",
+    ]
+    digest = f" · <code>{_text(version['digest'])}</code>" if version.get("digest") else ""
+    return f'<p class="dim">{_text(" · ".join(part for part in told if part))}{digest}</p>'
+
+
+def _summary(report: Record) -> str:
+    """The few numbers a person asks for first, each with its interval and n."""
+    if report["scores"] is None:
+        return ""
+    rates = report["scores"]["version"]["rates"]
+    tiles = [
+        f"<div><b>{_share(rates[kind]['value'])}</b>{_text(words)}"
+        f'<br><span class="dim">{_interval(rates[kind])}, n = {rates[kind]["n"]}</span></div>'
+        for kind, words in (
+            ("edit", "of new edits answered"),
+            ("paraphrase", "of their paraphrases answered"),
+            ("locality", "of neighbours unchanged from the base"),
+            ("protected", "of protected answers unchanged"),
+        )
+        if rates.get(kind, {}).get("n")
+    ]
+    against = "parent" if any(f["against"] == "parent" for f in report["flips"]) else "base"
+    flips = [f for f in report["flips"] if f["against"] == against]
+    broke = sum(bool(f["broke"]) for f in flips)
+    tiles.append(
+        f"<div><b>{broke}</b>answers broke, {len(flips) - broke} were fixed"
+        f'<br><span class="dim">against the {against}, n = {len(report["items"])} probes</span>'
+        "</div>"
+    )
+    return f'<div class="key">{"".join(tiles)}</div>'
+
+
+def _interval(rate: Record) -> str:
+    if rate["low"] is None:
+        return "no interval"
+    return f"{rate['low']:.1%} to {rate['high']:.1%}"
+
+
+def _rate(rate: Record | None) -> str:
+    """A share with its interval, or a dash where nothing was asked so."""
+    if rate is None or rate["value"] is None:
+        return '<td class="s">-</td>'
+    return (
+        f'<td class="s">{_share(rate["value"])} <span class="dim">[{_interval(rate)}]</span></td>'
+    )
+
+
 def _scores(scores: Record | None) -> str:
     if scores is None:
         return "<h2>Scores</h2><p>This version was not probed.</p>"
     now, parent, base = scores["version"], scores["parent"], scores["base"]
-    families = (
-        ("free", "free-running (what a user sees)"),
-        ("forced_exact", "teacher-forced, whole answer"),
-        ("forced_token", "teacher-forced, tokens"),
+    rows = [
+        f'<td>{_text(_WORDS.get(kind, kind))}</td><td class="n">{rate["n"]}</td>{_rate(rate)}'
+        f"{_rate(now['rates_forced'].get(kind))}{_rate(parent['rates'].get(kind))}"
+        f"{_rate(base['rates'].get(kind))}"
+        for kind, rate in now["rates"].items()
+    ]
+    head = (
+        "probes",
+        "n ",
+        "this version, free-running ",
+        "this version, teacher-forced ",
+        "parent, free-running ",
+        "base, free-running ",
     )
-    columns = ("edit_success", "generality", "locality", "harmonic_mean", "portability")
-    rows = []
-    for run, name in ((now, "this version"), (parent, "parent"), (base, "base")):
-        for family, words in families:
-            cells = "".join(f'<td class="n">{_share(run[family][c])}</td>' for c in columns)
-            rows.append(f"<td>{name}</td><td>{words}</td>{cells}")
-    head = ("run", "counted", "success", "generality", "locality", "harmonic mean", "portability")
+    families = (
+        ("free", "free-running, whole answer"),
+        ("forced_exact", "teacher-forced, whole answer"),
+        ("forced_token", "teacher-forced, share of tokens"),
+    )
+    counts = {
+        "edit_success": "edit",
+        "generality": "paraphrase",
+        "locality": "locality",
+        "portability": "portability",
+    }
+    columns = (*counts, "harmonic_mean")
+    papers = [
+        f"<td>{words}</td>"
+        + "".join(f'<td class="s">{_share(now[family][c])}</td>' for c in columns)
+        for family, words in families
+    ]
+    asked = {
+        name: now["rates"].get(kind, {}).get("n", 0)
+        + (now["rates"].get("protected", {}).get("n", 0) if name == "locality" else 0)
+        for name, kind in counts.items()
+    }
+    papers_head = (
+        "this version, counted as papers do",
+        *(f"{name.replace('_', ' ')} (n = {n}) " for name, n in asked.items()),
+        "harmonic mean ",
+    )
     shares = [
         (
             _WORDS.get(kind, kind),
@@ -157,21 +258,52 @@ def _scores(scores: Record | None) -> str:
         for kind, rate in now["rates"].items()
         if rate["n"]
     ]
-    text_rows = [
-        f'<td>{name}</td><td class="n">{_number(run["perplexity"])}</td>'
-        f'<td class="n">{_number(run["perplexity_ratio"])}</td>'
-        f'<td class="n">{_number(run["kl"])}</td><td class="n">{run["not_finite"]}</td>'
-        for run, name in ((now, "this version"), (parent, "parent"), (base, "base"))
-    ]
     return (
         "<h2>Scores</h2>"
+        '<p class="dim">Share of probes that pass, with 95 % Wilson intervals. Free-running: what '
+        "a user sees; teacher-forced: each token given the right ones before it.</p>"
         + _table(head, rows)
-        + '<p class="dim">Free-running pass rates, 95 % Wilson intervals; hollow: the parent.</p>'
+        + '<p class="dim">Free-running; hollow: the parent.</p>'
         + shares_plot(shares)
-        + _table(
-            ("run", "perplexity", "against the base", "KL, nats per token", "not finite"), text_rows
-        )
+        + _table(papers_head, papers)
+        + _on_text(scores)
     )
+
+
+def _on_text(scores: Record) -> str:
+    """Perplexity and KL with what they rest on; nothing where no text was asked."""
+    texts = scores["texts"]
+    if not texts["items"]:
+        return ""
+    rows = []
+    for run, name in (("version", "this version"), ("parent", "parent"), ("base", "base")):
+        found = texts[run]
+        rows.append(
+            f'<td>{name}</td><td class="s">{_number(scores[run]["perplexity"])}</td>'
+            f"{_measured(found['perplexity_ratio'])}{_measured(found['kl'])}"
+            f'<td class="s">{scores[run]["not_finite"]}</td>'
+        )
+    head = (
+        "text",
+        "perplexity ",
+        "against the base ",
+        "KL(base ‖ run), nats per token ",
+        "probes not finite ",
+    )
+    note = (
+        f'<p class="dim">On text: n = {texts["tokens"]} tokens of {texts["items"]} texts; 95 % '
+        "intervals over texts, where there are at least two.</p>"
+    )
+    return note + _table(head, rows)
+
+
+def _measured(found: Record) -> str:
+    if found["value"] is None:
+        return '<td class="s">-</td>'
+    spread = (
+        "" if found["low"] is None else f" [{_number(found['low'])} to {_number(found['high'])}]"
+    )
+    return f'<td class="s">{_number(found["value"])}<span class="dim">{spread}</span></td>'
 
 
 def _values(rate: Record | None) -> tuple[float | None, float | None, float | None]:
@@ -183,17 +315,25 @@ def _values(rate: Record | None) -> tuple[float | None, float | None, float | No
 def _checks(decision: Record | None) -> str:
     if decision is None:
         return ""
-    checks = decision["checks"]
-    rows = [
-        f"<td>{_mark(c['outcome'])}</td><td><code>{_text(c['name'])}</code></td>"
-        f'<td class="n">{_number(c["observed"])}</td><td class="n">{_number(c["bound"])}</td>'
-        f'<td class="n">{_number(c["threshold"])}</td><td class="n">{_text(c["n"])}</td>'
-        f'<td class="n">{"" if c["needed"] is None else _text(c["needed"])}</td>'
-        f"<td>{_text(c['sentence'])}</td>"
-        for c in checks
-    ]
+    checks = sorted(decision["checks"], key=lambda c: _WORST_FIRST.get(c["outcome"], 0))
+    rows = []
+    for c in checks:
+        show = _share if _is_share(str(c["name"])) else _number
+        name = _text(c["name"]).replace("/", "/<wbr>").replace("_", "_<wbr>")
+        rows.append(
+            f'<td>{_mark(c["outcome"])}</td><td class="k"><code>{name}</code></td>'
+            f'<td class="s">{show(c["observed"])}</td><td class="s">{show(c["bound"])}</td>'
+            f'<td class="s">{show(c["threshold"])}</td><td class="s">{_text(c["n"])}</td>'
+            f'<td class="s">{"" if c["needed"] is None else _text(c["needed"])}</td>'
+            f"<td>{_text(c['sentence'])}</td>"
+        )
     paired = [
-        (str(c["name"]), float(c["observed"]), float(c["bound"]), float(c["threshold"]))
+        (
+            f"{c['name']} (n = {c['n']})",
+            float(c["observed"]),
+            float(c["bound"]),
+            float(c["threshold"]),
+        )
         for c in checks
         if str(c["name"]).startswith(("parent/", "drift/"))
         and None not in (c["observed"], c["bound"], c["threshold"])
@@ -202,9 +342,17 @@ def _checks(decision: Record | None) -> str:
         '<p class="dim">Net loss against parent and base: observed (dot), upper confidence bound'
         " (line), margin (bar).</p>"
     )
-    head = ("says", "check", "observed", "bound", "threshold", "n", "n needed", "in words")
+    head = ("says", "check", "observed ", "bound ", "threshold ", "n ", "n needed ", "in words")
     plot = note + losses_plot(paired) if paired else ""
     return "<h2>Gate</h2>" + _table(head, rows) + plot
+
+
+_WORST_FIRST = {"fail": 0, "inconclusive": 1, "pass": 2, "skipped": 3}
+
+
+def _is_share(name: str) -> bool:
+    """Whether a check's numbers are shares of items, to be shown in percent."""
+    return name in {"success", "generality"} or name.startswith(("parent/", "drift/"))
 
 
 def _edits(edits: Sequence[Record]) -> str:

@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-LABEL = 230
+LABEL = 260
 WIDTH = 460
 ROW = 24
 TOP = 18

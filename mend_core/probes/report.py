@@ -6,11 +6,13 @@ report can be made again years later and says the same.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mend_core.probes.gate import find_flips
 from mend_core.probes.results import ProbeResult, summarise
+from mend_core.probes.statistics import ratio_interval
 from mend_core.probes.suites import ProbeKind
 
 FORMAT = "mend-report/1"
@@ -64,6 +66,7 @@ def report_dict(
             "version": summarise(now, base).to_dict(),
             "parent": summarise(parent, base).to_dict(),
             "base": summarise(base, base).to_dict(),
+            "texts": _texts(now, parent, base),
         }
         if now
         else None,
@@ -92,6 +95,34 @@ def _edit(
     ]
     own = [a for a in asked if a["kind"] == ProbeKind.EDIT.value]
     return dict(edit) | {"took": own[0]["passed"] if own else None, "asked": asked}
+
+
+def _texts(
+    now: Sequence[ProbeResult], parent: Sequence[ProbeResult], base: Sequence[ProbeResult]
+) -> dict[str, Any]:
+    """What perplexity and KL rest on, and their intervals over texts."""
+    asked = [r for r in now if r.kind is ProbeKind.PERPLEXITY]
+    told: dict[str, Any] = {"items": len(asked), "tokens": sum(r.tokens for r in asked)}
+    own = {r.item_id: r for r in base}
+    for name, run in (("version", now), ("parent", parent), ("base", base)):
+        texts = [r for r in run if r.kind is ProbeKind.PERPLEXITY]
+        losses = []
+        for r in texts:
+            before = own[r.item_id].nll
+            if r.nll is not None and before is not None:
+                losses.append((r.nll - before, r.tokens))
+        kls = [(r.kl * r.tokens, r.tokens) for r in texts if r.kl is not None]
+        whole = len(losses) == len(texts)
+        ratio = ratio_interval(losses) if whole else (None, None, None)
+        told[name] = {
+            "perplexity_ratio": _bounds(tuple(None if x is None else math.exp(x) for x in ratio)),
+            "kl": _bounds(ratio_interval(kls) if len(kls) == len(texts) else (None, None, None)),
+        }
+    return told
+
+
+def _bounds(found: Sequence[float | None]) -> dict[str, float | None]:
+    return dict(zip(("value", "low", "high"), found, strict=True))
 
 
 def _item(now: ProbeResult, parent: ProbeResult, base: ProbeResult) -> dict[str, Any]:

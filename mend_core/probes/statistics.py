@@ -280,3 +280,27 @@ def _smallest(enough: Callable[[int], bool]) -> int | None:
         else:
             low = middle
     return high
+
+
+def ratio_interval(
+    pairs: Sequence[tuple[float, float]], confidence: float = 0.95
+) -> tuple[float | None, float | None, float | None]:
+    """Σx / Σt over clusters (texts) with its normal interval by linearisation.
+
+    Args:
+        pairs: (x, t) of each cluster, such as loss and tokens of each text.
+        confidence: Two-sided.
+
+    Returns:
+        (value, low, high); no value without clusters or with nothing in them, no bounds from one.
+    """
+    total = sum(t for _, t in pairs)
+    n = len(pairs)
+    if total <= 0:
+        return None, None, None
+    value = sum(x for x, _ in pairs) / total
+    if n < 2:  # noqa: PLR2004 - no spread in one
+        return value, None, None
+    spread = math.sqrt(n / (n - 1) * sum((x - value * t) ** 2 for x, t in pairs)) / total
+    reach = z_value((1 - confidence) / 2) * spread
+    return value, value - reach, value + reach

@@ -23,7 +23,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
         self.attributes += attrs
-        if tag not in {"meta", "br", "line", "circle"}:
+        if tag not in {"meta", "br", "wbr", "line", "circle"}:
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -113,6 +113,10 @@ def test_the_page_shows_verdict_checks_flips_and_digests():
         "sha256:ab",
         "policy digest",
         "n needed",
+        "Share of probes that pass, with 95 % Wilson intervals",
+        "of new edits answered",
+        "n = 35 probes",
+        "n = 5 tokens of 1 texts;",
     ):
         assert expected in text
 

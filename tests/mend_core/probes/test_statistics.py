@@ -1,6 +1,7 @@
 """The statistics against published values and properties."""
 
 import math
+import statistics
 
 import pytest
 from hypothesis import given, settings
@@ -203,3 +204,13 @@ def test_edges_of_power():
 def test_nonsense_is_refused(call):
     with pytest.raises(ProbeError):
         call()
+
+
+def test_the_interval_of_a_ratio_over_texts():
+    assert stats.ratio_interval([]) == (None, None, None)
+    assert stats.ratio_interval([(2.0, 4.0)]) == (0.5, None, None)
+    assert stats.ratio_interval([(2.0, 4.0), (1.0, 2.0)]) == (0.5, 0.5, 0.5)
+    # Equal weights: the mean and its normal interval.
+    value, low, high = stats.ratio_interval([(1.0, 1.0), (2.0, 1.0), (3.0, 1.0), (6.0, 1.0)])
+    error = statistics.stdev([1, 2, 3, 6]) / 2
+    assert (value, low, high) == pytest.approx((3.0, 3 - 1.96 * error, 3 + 1.96 * error), abs=1e-3)
