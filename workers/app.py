@@ -61,7 +61,7 @@ def configuration(config: settings.Settings) -> dict[str, Any]:
 
 def make_app() -> Celery:
     """The application, configured from the environment where there is one."""
-    application = Celery("mend", set_as_current=True)
+    application = Celery("mend", set_as_current=True, amqp="workers.broker:PromptAmqp")
     try:
         config = settings.from_environment()
     except DatabaseDown:

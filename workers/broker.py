@@ -16,6 +16,8 @@ import logging
 from typing import Any
 
 import psycopg
+from celery.app.amqp import AMQP
+from kombu import Connection
 
 from ledger.home import libpq
 
@@ -27,12 +29,31 @@ PGMQ_LOCK = 0x6D656E64
 POLL_SECONDS = 0.25
 """How often a pgmq worker looks without having been notified."""
 
+STOP_SECONDS = 0.25
+"""Longest wait for a message; Celery looks only between two waits whether it is to stop."""
+
 QUEUE = "mend"
 """Name of the one queue."""
 
 
 class BrokerUnsupported(ValueError):
     """A broker URL of a kind this project does not run on."""
+
+
+class PromptConnection(Connection):  # type: ignore[misc]  # kombu is untyped
+    """A broker connection whose waits are short: Celery's own of 2 s would delay every stop."""
+
+    def drain_events(self, **options: Any) -> Any:
+        """Wait for a message, `STOP_SECONDS` at most where the wait is bounded at all."""
+        if options.get("timeout") is not None:
+            options["timeout"] = min(options["timeout"], STOP_SECONDS)
+        return super().drain_events(**options)
+
+
+class PromptAmqp(AMQP):  # type: ignore[misc]  # celery is untyped
+    """Celery's way to the broker, over `PromptConnection`."""
+
+    Connection = PromptConnection
 
 
 def celery_settings(broker_url: str, database_url: str) -> dict[str, Any]:
