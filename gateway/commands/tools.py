@@ -39,12 +39,16 @@ def serve(
 ) -> None:
     """Serve versions over an OpenAI-style HTTP API, hot-swapped on promotion.
 
-    For trying things out; in production, give `mend export` to vLLM.
+    `/v1/completions` and `/v1/chat/completions` with `max_tokens`, `stop`, `stream`, `seed`,
+    `temperature` (0 unless asked for: what the gate saw) and `top_p`. A model is `NAME` or
+    `NAME@WHICH`: an alias, a number or a digest prefix. For trying things out; in production, give
+    `mend export` to vLLM.
 
     Examples:
     `mend serve`
 
-    `curl localhost:8000/v1/completions -d '{"model": "production", "prompt": "The capital of"}'`
+    `curl localhost:8000/v1/completions -H 'content-type: application/json'
+    -d '{"model": "demo@candidate", "prompt": "The capital of", "stream": true}'`
     """
     hand_over(
         "workers.serve",
