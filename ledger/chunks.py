@@ -292,6 +292,21 @@ def factors(
     return {int(row.edit_id): FactorRecord(**row._mapping) for row in found}  # noqa: SLF001 - SQLAlchemy's public name
 
 
+def made(conn: Connection, batch_id: int) -> dict[str, int]:
+    """Factors that the claimed edits of a batch have: digest → edit."""
+    found = conn.execute(
+        text(
+            """
+            SELECT c.factor_digest, c.edit_id FROM batch_edits AS c JOIN edits AS e
+                ON e.id = c.edit_id AND e.batch_id = c.batch_id AND e.state = 'claimed'
+             WHERE c.batch_id = :batch AND c.factor_digest IS NOT NULL
+            """
+        ),
+        {"batch": batch_id},
+    )
+    return {str(digest): int(edit_id) for digest, edit_id in found}
+
+
 def forget(conn: Connection, digests: Sequence[str]) -> int:
     """Forget factors whose files are missing or broken, so that they are computed again."""
     conn.execute(

@@ -27,10 +27,10 @@ from ledger.errors import AliasProtected, BatchChanged, LedgerError, StaleFence,
 from ledger.records import Batch, Claim, Edit, Model, Plan, SetMember, Version, VersionDraft
 from ledger.states import EditState
 from mend_core.datasets.edit import Edit as CoreEdit
-from mend_core.errors import MendError, ProbeError, StoreError
+from mend_core.errors import MendError, ProbeError, StoreCorrupt, StoreError, StoreMissing
 from mend_core.factors import platform_tag, weights_digest
 from mend_core.probes import Outcome
-from workers import blaming, faults, hooks, proving
+from workers import blaming, faults, hooks, proving, restoring
 from workers.building import build, files_of, weights_of
 from workers.context import Context, Held, Stopping
 from workers.factoring import factor_record, help_any, run_batch
@@ -126,7 +126,7 @@ def _attempt(context: Context, held: Held, model: Model, warm: WarmModel) -> boo
 
 
 def _under_lease(context: Context, held: Held, model: Model, warm: WarmModel) -> bool:
-    did = False
+    did, restored = False, 0
     while True:
         batch = context.transact(lambda conn: batch_rows.current(conn, model.id))
         if batch is None:
@@ -138,7 +138,12 @@ def _under_lease(context: Context, held: Held, model: Model, warm: WarmModel) ->
             log.info("model %s: batch %d of %d edits", model.name, batch.id, batch.size)
         faults.point("after-claim")
         try:
-            Build(context, held, model, warm, batch).run()
+            try:
+                Build(context, held, model, warm, batch).run()
+            except (StoreMissing, StoreCorrupt):
+                restored += 1
+                if restored > restoring.TIMES or not restoring.restore(context, warm, batch):
+                    raise
         except (Stopping, StoreError, OSError) as error:
             _return(context, held, batch, str(error) or "the worker is stopping")
             raise

@@ -117,6 +117,14 @@ class FactorStore:
         """`get`, one after the other."""
         return (self.get(digest) for digest in digests)
 
+    def discard(self, digest: str) -> None:
+        """Removes a damaged factor's file, so that `put_many` writes it anew."""
+        path = self.path(digest)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise store_error(path, error) from error
+
     def has(self, digest: str) -> bool:
         """Whether it is there (not whether it is sound: see `get`)."""
         return self.path(digest).is_file()

@@ -1,5 +1,6 @@
 """The pipeline in this process, on a real ledger and a tiny real model."""
 
+import contextlib
 import shutil
 
 import pytest
@@ -11,7 +12,7 @@ from mend_core.datasets.edit import Edit
 from mend_core.editors import load_editor
 from mend_core.factors import VersionStore, version_digest, weights_digest
 from tests.workers import tiny
-from workers import faults, pipeline
+from workers import faults, pipeline, restoring
 from workers.building import build, digest_of
 from workers.context import Stopping
 from workers.jobs.doctor import recomputer
@@ -258,25 +259,96 @@ def test_a_model_that_cannot_be_loaded_claims_nothing(make_service, inside, tmp_
     assert service.scalar("SELECT count(*) FROM batches") == 0
 
 
-def test_a_damaged_factor_is_found_before_use_and_computed_again(make_service, inside):
+def file_of(context, digest):
+    return next(
+        path
+        for path in context.config.factors.rglob("*.safetensors")
+        if digest.endswith(path.parent.name + path.stem)
+    )
+
+
+@contextlib.contextmanager
+def without_sums(context, made):
+    """Old factors are read only where their version's exact sums are not there."""
+    folder = context.config.versions / made.digest.removeprefix("sha256:")
+    aside = folder.rename(context.config.home / "aside")
+    yield
+    aside.rename(folder)
+
+
+def damage(path, how):
+    if how == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-7])
+
+
+@pytest.mark.parametrize("how", ["truncated", "missing"])
+def test_a_damaged_factor_of_a_live_edit_is_named_and_computed_again(
+    make_service, inside, how, caplog
+):
     service = make_service()
     context = inside(service)
-    ids = service.submit(tiny.facts(2))
+    facts = tiny.facts(4)
+    service.submit(facts[:2])
     drain(context)
     made = version(service, "production")
     member = service.do(lambda c: versions.live_set(c, made.id))[0]
-    path = next(
-        p
-        for p in context.config.factors.rglob("*.safetensors")
-        if member.factor_digest.endswith(p.parent.name + p.stem)
-    )
-    path.write_bytes(path.read_bytes()[:-7])
+    path = file_of(context, member.factor_digest)
+    damage(path, how)
     findings = service.do(
         lambda c: doctor.check(c, deep=True, recompute=recomputer(context.config))
     )
-    assert findings
     assert any(str(path) in f.problem for f in findings), findings
-    assert ids
+    ids = service.submit(facts[2:])
+    with without_sums(context, made):
+        drain(inside(service))  # a fresh process: nothing of the set is in memory
+    assert set(service.states(ids).values()) == {EditState.LIVE}
+    assert member.factor_digest in caplog.text
+    check(service, context)
+
+
+@pytest.mark.parametrize("how", ["truncated", "missing"])
+def test_a_factor_damaged_before_its_version_is_forgotten_and_made_again(
+    make_service, inside, how, monkeypatch, caplog
+):
+    service = make_service()
+    context = inside(service)
+    real, struck = pipeline.run_batch, []
+
+    def spoil_one(ctx, held, warm, batch_id):
+        real(ctx, held, warm, batch_id)
+        if not struck:
+            digest = service.scalar("SELECT min(factor_digest) FROM batch_edits")
+            damage(file_of(ctx, digest), how)
+            struck.append(digest)
+
+    monkeypatch.setattr(pipeline, "run_batch", spoil_one)
+    ids = service.submit(tiny.facts(3))
+    drain(context)
+    assert set(service.states(ids).values()) == {EditState.LIVE}
+    assert struck[0] in caplog.text
+    check(service, context)
+
+
+def test_a_committed_factor_that_comes_out_otherwise_is_not_replaced(
+    make_service, inside, monkeypatch, caplog
+):
+    service = make_service()
+    context = inside(service)
+    facts = tiny.facts(3)
+    service.submit(facts[:2])
+    drain(context)
+    made = version(service, "production")
+    member = service.do(lambda c: versions.live_set(c, made.id))[0]
+    file_of(context, member.factor_digest).unlink()
+    monkeypatch.setattr(restoring, "compute", lambda _warm, _edits: [])
+    ids = service.submit(facts[2:])
+    with without_sums(context, made):
+        drain(inside(service))
+    assert set(service.states(ids).values()) == {EditState.QUEUED}
+    assert f"{member.factor_digest} of edit {member.edit_id}" in caplog.text
+    assert version(service, "production").id == made.id
 
 
 def test_a_superseding_edit_takes_the_old_ones_place(make_service, inside):
