@@ -1,7 +1,7 @@
 """What versions cost: `python -m benchmarks versions [--json] [--quick]`.
 
 Probing from cached prefixes, activating, composing, adding to and taking out of many live edits,
-bytes on disk.
+finding a culprit, bytes on disk.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from mend_core.factors import (
     weights_digest,
 )
 from mend_core.models import Base, Overlay, PrefixCache, encode_pairs, forward, load_base
+from mend_core.probes import Outcome, find
 
 _RIDGE = Composition("ridge", {"*": 1.0})
 
@@ -177,6 +178,22 @@ def in_folder(work: Callable[[Path], Measure]) -> Measure:
         return work(Path(folder))
 
 
+def bisecting() -> Measure:
+    """Probe runs that find one culprit among 64, wherever it is: the worst of all places."""
+    edits = tuple(f"e{n}" for n in range(64))
+    runs = []
+    for culprit in edits:
+
+        def evaluate(subset: tuple[str, ...], culprit: str = culprit) -> Outcome:
+            return Outcome.FAIL if culprit in subset else Outcome.PASS
+
+        found = find(edits, evaluate)
+        assert found.culprits == (culprit,)
+        runs.append(found.runs)
+    name = "probe runs to find one culprit among 64"
+    return Measure(name, max(runs), min(runs), max(runs), 8.0, "<=", "runs", "no suspects named")
+
+
 def adding(base: Base, grid: Grid, repeats: int) -> Measure:
     """A batch onto many live edits against the same batch onto few."""
     return compare(
@@ -194,6 +211,7 @@ PARTS: dict[str, Callable[[Base, Grid, int], list[Measure]]] = {
     "composing": lambda _base, grid, repeats: [composing(grid, min(repeats, 5))],
     "adding": lambda base, grid, repeats: [adding(base, grid, repeats)],
     "undoing": lambda base, grid, _: [in_folder(lambda root: undoing(base, grid, root))],
+    "bisecting": lambda _base, _grid, _repeats: [bisecting()],
     "disk": lambda base, grid, _: [in_folder(lambda root: disk(base, grid, root))],
 }
 """What can be measured alone, on a machine that is wanted by others too."""
