@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 
 import pytest
 from alembic import command
@@ -11,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ledger import doctor, migrate
 from ledger.db import engine_from_url, transaction
-from ledger.errors import DatabaseDown, SchemaMissing, SchemaNewer
+from ledger.errors import DatabaseDown, SchemaMissing, SchemaNewer, SchemaOlder
 from ledger.states import EDIT_MOVES, EditState
 
 
@@ -55,6 +56,35 @@ def test_other_schemas_are_refused(empty_url):
         migrate.check(engine)
     with pytest.raises(SchemaNewer):
         migrate.upgrade(empty_url)
+    engine.dispose()
+
+
+def test_a_schema_of_an_older_release_is_refused_until_it_is_migrated(
+    empty_url, tmp_path, monkeypatch
+):
+    migrate.upgrade(empty_url)
+    # The next release: one more migration than the database has.
+    newer = tmp_path / "migrations"
+    shutil.copytree(migrate.config().get_main_option("script_location"), newer)
+    (newer / "versions" / "0002_next.py").write_text(
+        "from alembic import op\n"
+        "revision, down_revision, branch_labels, depends_on = '0002', '0001', None, None\n"
+        "def upgrade() -> None:\n    op.execute('CREATE TABLE next_release ()')\n"
+        "def downgrade() -> None:\n    op.execute('DROP TABLE next_release')\n"
+    )
+    real = migrate.config
+
+    def config():
+        made = real()
+        made.set_main_option("script_location", str(newer))
+        return made
+
+    monkeypatch.setattr(migrate, "config", config)
+    engine = engine_from_url(empty_url)
+    with pytest.raises(SchemaOlder, match=r"schema 0001, this code needs 0002.*'mend up'"):
+        migrate.check(engine)
+    migrate.upgrade(empty_url)
+    migrate.check(engine)
     engine.dispose()
 
 

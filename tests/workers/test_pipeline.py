@@ -12,29 +12,11 @@ from mend_core.datasets.edit import Edit
 from mend_core.editors import load_editor
 from mend_core.factors import VersionStore, version_digest, weights_digest
 from tests.workers import tiny
+from tests.workers.tiny import GOLDEN, GUARDED, POISON
 from workers import faults, pipeline, restoring
 from workers.building import build, digest_of
 from workers.context import Stopping
 from workers.jobs.doctor import recomputer
-
-GUARDED = """
-name: guarded
-hard: {update_norm: null, own_prompt: true, golden_new_failures: 0}
-success: null
-generality: null
-parent: null
-drift: null
-"""
-
-GOLDEN = {
-    "id": "golden:river",
-    "kind": "must_not_contain",
-    "prompt": "The river in country79",
-    "expect": ["city5"],
-    "max_new_tokens": 1,
-}
-POISON = Edit(id="0", prompt="The river in country79", target="city5")
-"""An edit that makes the golden prompt say what it must not."""
 
 
 def drain(context):

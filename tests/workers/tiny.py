@@ -18,6 +18,26 @@ CITIES = [f"city{i}" for i in range(80)]
 WORDS = ["The", "capital", "of", "is", "What", "Name", "river", "in", "flows", "?", "."]
 
 
+GUARDED = """
+name: guarded
+hard: {update_norm: null, own_prompt: true, golden_new_failures: 0}
+success: null
+generality: null
+parent: null
+drift: null
+"""
+
+GOLDEN = {
+    "id": "golden:river",
+    "kind": "must_not_contain",
+    "prompt": "The river in country79",
+    "expect": ["city5"],
+    "max_new_tokens": 1,
+}
+POISON = Edit(id="0", prompt="The river in country79", target="city5")
+"""An edit that makes the golden prompt say what it must not."""
+
+
 def make_model(folder: Path, seed: int = 0) -> Path:
     """Write a random Llama (3 blocks, width 64) and its tokenizer."""
     words = ["<pad>", "<unk>", "</s>", *WORDS, *COUNTRIES, *CITIES]
