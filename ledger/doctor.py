@@ -5,8 +5,8 @@ cost little at any size; `deep` replays the whole trail and recomputes every ver
 
 Rules (a finding carries one of these names):
     trail-verifies, trail-replays, edit-lost, edit-in-two-places, edit-applied-twice, version-chain,
-    version-count, version-digest, fence-order, promoted-unproven, alias-history, stranded,
-    schema-rule
+    version-count, version-digest, fence-order, promoted-unproven, proof-withdrawn, footing,
+    alias-history, stranded, schema-rule
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def check(
     """
     conn.execute(text("SET LOCAL statement_timeout = 0"))
     found: list[Finding] = []
-    for part in (_chain, _promoted, _alias_history, _places, _rules):
+    for part in (_chain, _promoted, _standing, _alias_history, _places, _rules):
         found += part(conn)
     found += _stranded(conn, grace)
     if deep:
@@ -128,6 +128,34 @@ def _promoted(conn: Connection) -> Iterator[Finding]:
          WHERE v.overridden_by IS NOT NULL
            AND NOT EXISTS (SELECT FROM gates AS g WHERE g.version_id = v.id
                               AND g.override_reason IS NOT NULL AND g.actor = v.overridden_by)
+        """,
+    )
+
+
+def _standing(conn: Connection) -> Iterator[Finding]:
+    """What production and the candidate rest on still holds, and models follow their candidate."""
+    yield from _query(
+        conn,
+        "proof-withdrawn",
+        """
+        SELECT 'version ' || v.number || ' of model ' || v.model_id,
+               'is ' || a.name || ', but its proof was withdrawn'
+          FROM aliases AS a JOIN versions AS v ON v.id = a.version_id
+         WHERE a.name IN ('production', 'candidate') AND v.meta ? 'withdrawn'
+        """,
+    )
+    yield from _query(
+        conn,
+        "footing",
+        """
+        SELECT 'model ' || m.id, 'does not stand on the base, editor and composition of its '
+               || 'candidate, version ' || v.number
+          FROM models AS m JOIN editors AS d ON d.id = m.editor_id
+          JOIN aliases AS a ON a.model_id = m.id AND a.name = 'candidate'
+          JOIN versions AS v ON v.id = a.version_id
+         WHERE v.base_digest <> m.base_digest
+            OR (v.edit_count > 0
+                AND (v.editor_digest <> d.digest OR v.composition <> m.composition))
         """,
     )
 

@@ -124,12 +124,16 @@ def test_doctor_names_what_is_broken(desk):
     desk.sql("UPDATE edits SET state = 'queued' WHERE id = :e", e=one)
     desk.sql("UPDATE versions SET gate = 'fail', edit_count = 7 WHERE id = :v", v=version.id)
     desk.sql("DELETE FROM edits WHERE id = :e", e=three)
+    desk.sql("UPDATE versions SET meta = '{\"withdrawn\": {}}' WHERE id = :v", v=version.id)
+    desk.sql("UPDATE models SET base_digest = 'sha256:elsewhere'")
     found = desk.do(doctor.check, deep=True, recompute=lambda _v, _m: "sha256:other")
     rules = {(one.rule, one.thing) for one in found}
     assert ("edit-in-two-places", f"edit {one}") in rules
     assert ("trail-replays", f"edit {one}") in rules
     assert ("edit-lost", f"edits {three}") in rules
     assert ("promoted-unproven", f"version 1 of model {desk.model_id}") in rules
+    assert ("proof-withdrawn", f"version 1 of model {desk.model_id}") in rules
+    assert ("footing", f"model {desk.model_id}") in rules
     assert ("version-count", f"version 1 of model {desk.model_id}") in rules
     assert ("version-digest", f"version 1 of model {desk.model_id}") in rules
     assert any(rule == "schema-rule" for rule, _ in rules)
