@@ -27,6 +27,7 @@ VERSION_COLUMNS = ("version", "digest", "parent", "edits", "gate", "made", "alia
 def version_row(version: Version, names: dict[int, list[str]]) -> tuple[object, ...]:
     """Formats one version for the tables of `versions` and `lineage`."""
     gate = f"{version.gate}" + (" (overridden)" if version.overridden_by else "")
+    gate += " (withdrawn)" if version.withdrawn else ""
     return (
         version.number,
         short(version.digest),
