@@ -104,6 +104,16 @@ def transaction(engine: Engine) -> Iterator[Connection]:
         raise _down(engine, error) from error
 
 
+def recoverable(connection: Connection) -> None:
+    """Let this transaction's commit not wait for the disk: a crash of the server may lose it.
+
+    Only for what can be done again and nobody was promised (which chunk is whose, a lease given
+    back); never for a change of state. Nothing committed later survives without it: the log keeps
+    its order, so a version is never there without its factors' rows.
+    """
+    connection.execute(text("SET LOCAL synchronous_commit TO off"))
+
+
 def retrying(
     engine: Engine,
     function: Callable[[Connection], T],

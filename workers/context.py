@@ -178,4 +178,8 @@ class Held:
     def release(self) -> None:
         """Give the lease back."""
         with self._swap:
-            self.context.transact(lambda conn: lease_rows.release(conn, self._lease))
+            self.context.transact(self._give_back)
+
+    def _give_back(self, conn: Connection) -> bool:
+        db.recoverable(conn)  # lost, it runs out by itself
+        return lease_rows.release(conn, self._lease)

@@ -17,8 +17,8 @@ from sqlalchemy import Connection
 
 from ledger import batches as batch_rows
 from ledger import chunks as chunk_rows
+from ledger import db, queue
 from ledger import models as model_rows
-from ledger import queue
 from ledger.errors import LedgerError, StaleFence
 from ledger.events import Listener
 from ledger.records import BatchProgress, Chunk, FactorRecord
@@ -148,6 +148,7 @@ def run_chunk(
     asked_at = time.monotonic()
 
     def record(conn: Connection) -> Chunk | None:
+        db.recoverable(conn)
         chunk_rows.record(conn, chunk, records)
         if bad:
             chunk_rows.fail_edits(conn, chunk, bad)
@@ -166,7 +167,12 @@ def run_chunk(
 def help_any(context: Context) -> bool:
     """Take one chunk of any batch; False where there is none to take."""
     asked_at = time.monotonic()
-    chunk = context.transact(lambda conn: take(context, conn))
+
+    def ask(conn: Connection) -> Chunk | None:
+        db.recoverable(conn)
+        return take(context, conn)
+
+    chunk = context.transact(ask)
     if chunk is None:
         return False
     try:
@@ -190,6 +196,7 @@ def run_batch(context: Context, held: Held, warm: WarmModel, batch_id: int) -> N
     """
 
     def look(conn: Connection) -> tuple[Chunk | None, BatchProgress | None]:
+        db.recoverable(conn)
         chunk = take(context, conn, batch_id)
         return chunk, chunk_rows.progress(conn, batch_id) if chunk is None else None
 
