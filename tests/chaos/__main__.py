@@ -14,7 +14,9 @@ from pathlib import Path
 import torch
 
 from ledger.embedded import EmbeddedPostgres
+from tests.chaos.disk import SmallDisk
 from tests.chaos.harness import Service
+from tests.chaos.proxy import Proxy
 from tests.chaos.runner import Chaos
 from tests.workers import tiny
 
@@ -42,9 +44,18 @@ def main() -> int:
         editor = root / "editor.safetensors"
         tiny.make_editor(source, editor, learning_rate=0.2)
         server = stack.enter_context(EmbeddedPostgres(root / "pg" / "pgdata"))
+        disk: SmallDisk | None = SmallDisk(root / "home" / "store")
+        reason = disk.mount()
+        if reason is None:
+            stack.callback(disk.unmount)
+        else:
+            say(f"disk_really_full is left out, no small disk can be mounted: {reason}")
+            disk = None
+        proxy = Proxy(server.url())
+        stack.callback(proxy.close)
         service = Service(url=server.url(), home=root / "home", source=source, editor_path=editor)
         stack.callback(service.stop)
-        chaos = Chaos(server, service, arguments.seed, say)
+        chaos = Chaos(server, service, arguments.seed, say, proxy=proxy, disk=disk)
         if arguments.kinds:
             chaos.kinds = {k: chaos.kinds[k] for k in arguments.kinds.split(",")}
         try:

@@ -189,8 +189,15 @@ class Service:
 
     # -- processes ---------------------------------------------------------------------------
 
-    def start(self, role: str = "worker", *, name: str | None = None, **env: str) -> Worker:
-        """Start a worker or beat process; variables in `env` go to it alone."""
+    def start(
+        self,
+        role: str = "worker",
+        *,
+        name: str | None = None,
+        url: str | None = None,
+        **env: str,
+    ) -> Worker:
+        """Start a worker or beat process; variables in `env` go to it alone, `url` too."""
         self.started += 1
         name = name or f"{role}{self.started}"
         log = self.home / f"{name}-{self.started}.log"
@@ -211,7 +218,7 @@ class Service:
                     "workers",
                     role,
                     "--database-url",
-                    self.url,
+                    url or self.url,
                     "--broker-url",
                     self.broker,
                     "--home",

@@ -27,7 +27,9 @@ from ledger.states import EditState
 from mend_core.datasets.edit import Edit
 from mend_core.errors import MendError
 from mend_core.factors import FactorStore, version_digest
+from tests.chaos.disk import SmallDisk
 from tests.chaos.harness import Service, Worker, is_running
+from tests.chaos.proxy import Proxy
 from tests.workers.tiny import CITIES, COUNTRIES
 from workers import faults
 from workers.jobs.doctor import recomputer
@@ -60,6 +62,8 @@ class Chaos:
         service: The service under test.
         seed: Of the order of faults.
         log: Receives a line per fault.
+        proxy: What worker w2 reaches Postgres through; None: its network is not broken.
+        disk: A small disk under the store; None: it is never really full.
     """
 
     def __init__(
@@ -68,8 +72,12 @@ class Chaos:
         service: Service,
         seed: int,
         log: Callable[[str], None],
+        *,
+        proxy: Proxy | None = None,
+        disk: SmallDisk | None = None,
     ) -> None:
         self.server, self.service, self.log = server, service, log
+        self.proxy, self.disk = proxy, disk
         self.random = random.Random(seed)
         self.tally = Tally()
         self.arm = service.home / "fault"
@@ -94,6 +102,10 @@ class Chaos:
         }
         if server is not None:
             self.kinds["kill_postmaster"] = self.kill_postmaster
+        if proxy is not None:
+            self.kinds["half_open_network"] = self.half_open_network
+        if disk is not None:
+            self.kinds["disk_really_full"] = self.disk_really_full
 
     # -- the fleet ---------------------------------------------------------------------------
 
@@ -103,7 +115,10 @@ class Chaos:
             worker = self.fleet.get(name)
             if worker is None or not worker.alive():
                 self.fleet[name] = self.service.start(
-                    role, name=name, MEND_FAULT_FILE=str(self.arm)
+                    role,
+                    name=name,
+                    url=self.proxy.url if self.proxy is not None and name == "w2" else None,
+                    MEND_FAULT_FILE=str(self.arm),
                 )
 
     def a_worker(self) -> Worker:
@@ -147,6 +162,20 @@ class Chaos:
 
     def disk_full(self) -> None:
         self.arm.write_text(f"{self.random.choice(['after-factor', 'before-rename'])}:enospc")
+
+    def disk_really_full(self) -> None:
+        """Not a byte left for a while: every write fails as it would on a full disk."""
+        assert self.disk is not None
+        self.disk.fill()
+        time.sleep(self.service.lease_seconds)
+        self.disk.free()
+
+    def half_open_network(self) -> None:
+        """The network of w2 swallows every packet of the connections it has; then they break."""
+        assert self.proxy is not None
+        self.proxy.freeze()
+        time.sleep(self.service.lease_seconds * 1.5)
+        self.proxy.drop()
 
     def _admin(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         with psycopg.connect(libpq(self.service.url), autocommit=True) as admin:
