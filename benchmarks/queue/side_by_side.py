@@ -13,8 +13,9 @@ from sqlalchemy import Engine
 
 from benchmarks.queue.desk import Sizes
 from benchmarks.queue.fleet import register, scalar, wait, worker
-from ledger import bulk, leases, queue
+from ledger import batches, bulk, leases, queue
 from ledger.db import transaction
+from ledger.records import Lease
 from ledger.requests import EditRequest
 from mend_core.editors.shipped import shipped_editor
 from mend_core.models.shipped import smollm2_folder
@@ -33,14 +34,12 @@ def two_workers(engine: Engine, url: str, sizes: Sizes) -> dict[str, Any]:
     taken: dict[int, list[float]] = {1: [], 2: []}
     shares: list[int] = []
     with tempfile.TemporaryDirectory(prefix="mend-bench-") as folder, contextlib.ExitStack() as up:
-        model_id = register(engine, "side by side", source, editor)
+        lease = _lease(engine, register(engine, "side by side", source, editor))
         for workers in (1, 2):
             up.enter_context(worker(url, Path(folder), f"w{workers}"))
-            _warm(engine, model_id, workers)
+            _warm(engine, lease, workers)
             for turn in range(sizes.shared_turns):
-                seconds, shares = _extract(
-                    engine, model_id, sizes.shared_batch, f"{workers}.{turn}"
-                )
+                seconds, shares = _extract(engine, lease, sizes.shared_batch, f"{workers}.{turn}")
                 taken[workers].append(seconds)
     one, two = statistics.median(taken[1]), statistics.median(taken[2])
     return {
@@ -52,25 +51,31 @@ def two_workers(engine: Engine, url: str, sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def _warm(engine: Engine, model_id: int, workers: int) -> None:
+def _lease(engine: Engine, model_id: int) -> Lease:
+    """The model's lease, held to the end: no worker is to do anything but help."""
+    with transaction(engine) as conn:
+        lease = leases.take(conn, model_id, uuid4(), ttl=LEASE_SECONDS)
+    assert lease is not None
+    return lease
+
+
+def _warm(engine: Engine, lease: Lease, workers: int) -> None:
     """Extract small batches until every worker has loaded the model and taken part."""
     for turn in range(100):
-        _, shares = _extract(engine, model_id, 64, f"warm {workers}.{turn}")
+        _, shares = _extract(engine, lease, 64, f"warm {workers}.{turn}")
         if len(shares) == workers:
             return
     raise AssertionError(f"{workers} workers never shared a batch")
 
 
-def _extract(engine: Engine, model_id: int, size: int, name: str) -> tuple[float, list[int]]:
+def _extract(engine: Engine, lease: Lease, size: int, name: str) -> tuple[float, list[int]]:
     """Seconds until the last factor of a fresh batch, and how many factors each worker made."""
     requests = [
         EditRequest(prompt=f"The mayor of town {name}.{i} is called", target=f"Anna Berg {i}")
         for i in range(size)
     ]
     with transaction(engine) as conn:
-        bulk.submit_many(conn, model_id, requests, actor="bench")
-        lease = leases.take(conn, model_id, uuid4(), ttl=LEASE_SECONDS)
-        assert lease is not None
+        bulk.submit_many(conn, lease.model_id, requests, actor="bench")
         claim = queue.claim(conn, lease, limit=size)
         assert claim is not None
     batch_id = claim.batch.id
@@ -113,5 +118,5 @@ def _extract(engine: Engine, model_id: int, size: int, name: str) -> tuple[float
             {edit.id: {"reason": "measured"} for edit in claim.edits},
             actor="bench",
         )
-        leases.release(conn, lease)
+        batches.finish(conn, lease, batch_id, actor="bench")
     return float(seconds), sorted(made.values())
