@@ -22,7 +22,8 @@ from torch import Tensor
 from mend_core.editors.base import FactorEditor
 from mend_core.errors import EmptyBatch
 from mend_core.factors import Composition, FactorRows, Rows
-from mend_core.models import Base, Matrix, encode_pairs, encode_prompts, forward
+from mend_core.models import Base, Encoded, Matrix, encode_pairs, encode_prompts, forward
+from mend_core.models.prefix import prefix_states
 
 Gram = dict[str, Tensor]
 """Full parameter name → Σ u uᵀ over protected keys, (d_in, d_in) float64."""
@@ -94,8 +95,7 @@ def prompt_keys(
 
         handles = [m.module.register_forward_pre_hook(hook_for(m.name)) for m in matrices]
         try:
-            keep = torch.zeros_like(mask) if base.kind == "causal" else None
-            forward(base, encoded, keep=keep)
+            _run_up_to(base, encoded, max(m.block for m in matrices))
         finally:
             for handle in handles:
                 handle.remove()
@@ -103,6 +103,15 @@ def prompt_keys(
             in_decoder = base.kind == "seq2seq" and not name.startswith(base.family.block_paths[0])
             found[name].append(u[encoded.answer_mask if in_decoder else mask].float().cpu())
     return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def _run_up_to(base: Base, encoded: Encoded, block: int) -> None:
+    """Runs the model as far as `block`, where it can be told to stop."""
+    if base.family.prefix and block + 1 < len(base.blocks):
+        prefix_states(base, encoded, block + 1)
+        return
+    keep = torch.zeros_like(encoded.attention_mask, dtype=torch.bool)
+    forward(base, encoded, keep=keep if base.kind == "causal" else None)
 
 
 def mean_gram(

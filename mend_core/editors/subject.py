@@ -47,8 +47,11 @@ class SubjectConfig:
         lr: Adam's rate, as a share of the root mean square of the matrix' output.
         enough: NLL per token, in nats, below which (under every prefix) an edit is done.
         decay: Weight of the values' squared length, in units of the output's mean square.
+        share: Part of its value an edit gets behind a prefix, where its key would match only
+            partly.
+        strength: Factor on the composed change, since a fit with protected keys falls short.
         ridge: λ as a share of the mean squared key length.
-        protect: Rows the generic Gram matrix counts as, in the same unit of key length.
+        protect: Rows each kind of protected text counts as.
         protect_keys: Principal keys that stand for the generic Gram matrix; its remaining
             directions, which hold little, are added to λ at their mean.
     """
@@ -58,8 +61,10 @@ class SubjectConfig:
     lr: float = 0.4
     enough: float = 0.05
     decay: float = 0.4
+    share: float = 0.6
+    strength: float = 1.25
     ridge: float = 0.01
-    protect: float = 1000.0
+    protect: float = 600.0
     protect_keys: int = 256
 
 
@@ -80,7 +85,7 @@ class SubjectEditor(RidgeEditor):
         grid: Grid,
     ) -> None:
         grams = {name: keys.gram() for name, keys in protected.items()}
-        composition = Composition("ridge", dict(ridge), grams)
+        composition = Composition("ridge", dict(ridge), grams, config.strength)
         super().__init__(base_digest, shapes, grid=grid, composition=composition, tokens="all")
         self.config = config
         self.scale = dict(scale)
@@ -101,10 +106,10 @@ class SubjectEditor(RidgeEditor):
         Args:
             base: The base it will edit; causal.
             config: Settings.
-            matrices: Name patterns; None for the MLP outputs of every second block from the
-                second quarter to three fifths of the model.
-            texts: Ordinary text to protect; None for sentences of our own, which the base carries
-                on by itself (`ordinary_texts`).
+            matrices: Name patterns; None for the MLP outputs of every second block from a
+                quarter to three fifths of the model.
+            texts: More text to protect, such as the prompts of a data set; it counts as much as
+                sentences of our own, which the base carries on by itself (`ordinary_texts`).
             edits: Typical edits for the grid; None for a built-in list.
 
         Raises:
@@ -121,16 +126,16 @@ class SubjectEditor(RidgeEditor):
             raise EmptyBatch("there is no edit to calibrate on")
         found = base.matrices(matrices) if matrices else _middle(base)
         shapes = {m.name: (m.d_out, m.d_in) for m in found}
-        passages = ordinary_texts(base) if texts is None else list(texts)
-        gram = mean_gram(base, passages, found)
+        kinds = [ordinary_texts(base), *([texts] if texts else [])]
+        grams = [mean_gram(base, kind, found) for kind in kinds]
+        gram = {m.name: torch.stack([g[m.name] for g in grams]).mean(0) for m in found}
         weights = {m.name: m.weight.double().cpu() for m in found}
         scale = {
             name: math.sqrt(float(((w @ gram[name]) * w).sum()) / len(w))
             for name, w in weights.items()
         }
-        protected = {
-            n: PrincipalKeys.of(g * config.protect, config.protect_keys) for n, g in gram.items()
-        }
+        rows = config.protect * len(kinds)
+        protected = {n: PrincipalKeys.of(g * rows, config.protect_keys) for n, g in gram.items()}
         ridge = {
             name: max(config.ridge * float(g.trace()), 1e-12) + protected[name].rest
             for name, g in gram.items()
@@ -203,7 +208,7 @@ class SubjectEditor(RidgeEditor):
             places = [subject_position(base, e) for e in variant]
             contexts.append(Tail.of(base, encoded, places, prefix))
         c = self.config
-        search = Search(c.steps, c.lr, c.enough, c.decay)
+        search = Search(c.steps, c.lr, c.enough, c.decay, c.share)
         values = find_values(contexts, matrices, self.scale, search)
         keys = keys_with(contexts[0], matrices, values)
         return [self._rows(edit.id, i, keys, values) for i, edit in enumerate(variants[0])]
@@ -268,7 +273,7 @@ def _middle(base: Base) -> tuple[Matrix, ...]:
     """
     kinds = {pattern.partition("@")[0] for pattern in base.family.defaults}
     depth = len(base.blocks)
-    blocks = set(range(depth // 4, max(depth // 4 + 1, depth * 3 // 5 + 1), 2))
+    blocks = set(range((depth + 2) // 4, max(depth // 4 + 1, depth * 3 // 5 + 1), 2))
     found = base.matrices([f"{kind}@:" for kind in sorted(kinds)])
     outputs = [m for m in found if m.block in blocks]
     widths = {m.d_out for m in outputs}

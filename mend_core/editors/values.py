@@ -27,12 +27,15 @@ class Search:
         lr: Adam's rate, as a share of the root mean square of the matrix' output.
         enough: NLL per token, in nats, below which (in every context) an edit is done.
         decay: Weight of the values' squared length, in units of the output's mean square.
+        share: Part of its value an edit gets in every context but the first: another wording's key
+            matches only partly, and the value must do there too.
     """
 
     steps: int
     lr: float
     enough: float
     decay: float
+    share: float = 1.0
 
 
 def find_values(
@@ -61,7 +64,8 @@ def find_values(
         asked = step % len(contexts)
         part = {name: v[going].requires_grad_() for name, v in values.items()}
         with torch.enable_grad():
-            with added(matrices, part):
+            share = search.share if asked else 1.0
+            with added(matrices, {name: v * share for name, v in part.items()}):
                 losses = contexts[asked].pick(going).losses()
             total = losses.sum()
             if search.decay:
