@@ -20,7 +20,6 @@ from ledger.errors import (
     RequestInvalid,
     StaleParent,
     Unproven,
-    VersionCollected,
     WrongState,
 )
 from ledger.records import Alias, AliasMove, Version
@@ -181,10 +180,27 @@ def advance_candidate(conn: Connection, version: Version, *, actor: str, reason:
 
 
 def protect(
-    conn: Connection, model_id: int, name: str, protected: bool, *, actor: str, reason: str
+    conn: Connection,
+    model_id: int,
+    name: str,
+    protected: bool,
+    *,
+    actor: str,
+    reason: str,
+    approved_by: str | None = None,
 ) -> Alias:
-    """Protect an alias (its moves need a second person from now on) or lift that."""
+    """Protect an alias (its moves need a second person from now on) or lift that.
+
+    Raises:
+        AliasProtected: Lifting it needs a second person too: one alone could else lift it, move the
+            alias, and protect it again.
+    """
     before = get(conn, model_id, name)
+    if before.protected and not protected and approved_by in {None, "", actor}:
+        raise AliasProtected(
+            f"alias {name!r} is protected: someone other than {actor!r} must approve that it is "
+            "not any more"
+        )
     if before.protected != protected:
         conn.execute(
             text(
@@ -198,7 +214,7 @@ def protect(
             actor=actor,
             model_id=model_id,
             subject=f"alias:{model_id}:{name}",
-            data={"alias": name, "reason": reason},
+            data={"alias": name, "approved_by": approved_by, "reason": reason},
         )
     return get(conn, model_id, name)
 
@@ -306,11 +322,7 @@ def _moved(  # noqa: PLR0917 - as above
     model_id, version_id = version.model_id, version.id
     if name in {PRODUCTION, CANDIDATE}:
         _demand_proof(conn, version, name)
-    if version.collected_at is not None:
-        raise VersionCollected(
-            f"the files of version {version.number} were collected at "
-            f"{version.collected_at:%Y-%m-%d %H:%M} UTC: choose a kept version (mend versions)"
-        )
+    versions.demand_files(version)
     old = conn.execute(
         text("SELECT version_id, protected FROM aliases WHERE model_id = :model AND name = :name"),
         {"model": model_id, "name": name},
@@ -346,6 +358,9 @@ def _moved(  # noqa: PLR0917 - as above
             "reason": reason,
         },
     ).one()
+    # The row above holds the version against collection from here on; before it, one may have
+    # come in between.
+    versions.demand_files(versions.get(conn, version_id))
     if name == CANDIDATE:
         footing.follow(conn, version, actor=actor, reason=reason)
     moved: list[Moved] = []

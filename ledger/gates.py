@@ -109,7 +109,8 @@ def override(conn: Connection, version_id: int, *, actor: str, reason: str) -> V
 
     Raises:
         RequestInvalid: No reason.
-        WrongState: The gate passed or has not spoken, or the approver built the version.
+        WrongState: The gate passed or has not spoken, or what the version brings is the actor's
+            own: who asked for a change is not who says that it may skip its gate.
     """
     if not reason.strip():
         raise RequestInvalid("is empty; an override needs a reason", field="reason")
@@ -127,6 +128,11 @@ def override(conn: Connection, version_id: int, *, actor: str, reason: str) -> V
         ),
         {"version": version_id},
     ).scalar_one()
+    if _asked_for_by(conn, version, actor):
+        raise WrongState(
+            f"version {version.number} holds what {actor!r} asked for: someone else must override "
+            "its gate"
+        )
     if not standing:
         raise WrongState(
             f"edits of version {version.number} were taken out and built again elsewhere: "
@@ -326,6 +332,27 @@ def _becomes_candidate(conn: Connection, version: Version, actor: str, reason: s
 def _brought(conn: Connection, version: Version) -> tuple[SetMember, ...]:
     """Edits a version brought in; a rebase only gave those of its parent other factors."""
     return versions.changes(conn, version.id)[0] if version.batch_id is not None else ()
+
+
+def _asked_for_by(conn: Connection, version: Version, actor: str) -> bool:
+    """Whether a person submitted an edit that a version brings in, or asked for its job."""
+    return bool(
+        conn.execute(
+            text(
+                """
+                SELECT EXISTS (SELECT FROM edits
+                                WHERE id = ANY(:brought) AND submitted_by = :actor)
+                    OR EXISTS (SELECT FROM jobs
+                                WHERE id = CAST(:job AS bigint) AND requested_by = :actor)
+                """
+            ),
+            {
+                "brought": [one.edit_id for one in _brought(conn, version)],
+                "job": version.meta.get("job"),
+                "actor": actor,
+            },
+        ).scalar_one()
+    )
 
 
 def _locked(conn: Connection, version_id: int) -> Version:

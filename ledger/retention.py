@@ -23,10 +23,12 @@ def hold(conn: Connection, version_id: int, *, actor: str, reason: str) -> None:
 
     Raises:
         RequestInvalid: No reason.
+        NoSuchVersion: None of this id.
+        VersionCollected: Its files are gone: a hold would promise what is not there.
     """
     if not reason.strip():
         raise RequestInvalid("is empty; a hold needs a reason", field="reason")
-    version = versions.get(conn, version_id)
+    versions.get(conn, version_id)
     made = conn.execute(
         text(
             """
@@ -36,6 +38,9 @@ def hold(conn: Connection, version_id: int, *, actor: str, reason: str) -> None:
         ),
         {"version": version_id, "actor": actor, "reason": reason},
     ).rowcount
+    # Looked at after the row, which keeps a collection out until commit.
+    version = versions.get(conn, version_id)
+    versions.demand_files(version)
     if made:
         _record(conn, "version.held", version, actor, reason)
 
@@ -112,11 +117,11 @@ def mark_collected(conn: Connection, version_id: int, *, actor: str) -> None:
         text(
             f"SELECT EXISTS (SELECT FROM ({_NEEDED}) AS n WHERE n.id = :version)"  # noqa: S608 - our words
         ),
-        {"model": version.model_id, "keep_last": 1, "keep_moves": 1, "version": version_id},
+        {"model": version.model_id, "keep_last": 0, "keep_moves": 1, "version": version_id},
     ).scalar_one()
     if needed:
         raise WrongState(
-            f"version {version.number} is needed (alias, its parent, hold, newest or unjudged)"
+            f"version {version.number} is needed (alias, its parent, hold or unjudged)"
         )
     done = conn.execute(
         text(

@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from ledger import audit, leases, ranges, rows, transitions
 from ledger.db import text
-from ledger.errors import BatchChanged, NoSuchVersion, StaleParent, WrongState
+from ledger.errors import BatchChanged, NoSuchVersion, StaleParent, VersionCollected, WrongState
 from ledger.models import get as get_model
 from ledger.queue import end_edits
 from ledger.records import Committed, Lease, SetMember, Version, VersionDraft
@@ -47,6 +47,19 @@ def get(conn: Connection, version_id: int, *, lock: bool = False) -> Version:
     if row is None:
         raise NoSuchVersion(f"no version with id {version_id}")
     return rows.version(row)
+
+
+def demand_files(version: Version) -> None:
+    """Refuse a version whose files are gone.
+
+    Raises:
+        VersionCollected: They are.
+    """
+    if version.collected_at is not None:
+        raise VersionCollected(
+            f"the files of version {version.number} were collected at "
+            f"{version.collected_at:%Y-%m-%d %H:%M} UTC: choose a kept version (mend versions)"
+        )
 
 
 def find(conn: Connection, model_id: int, name: str | int) -> Version:

@@ -239,19 +239,34 @@ def alias_set(
 
 @alias_app.command(name="protect")
 def alias_protect(
+    *,
     name: Annotated[str, typer.Argument(help="The alias.")],
-    off: Annotated[bool, typer.Option("--off", help="Unprotect it.")] = False,
+    off: Annotated[
+        bool, typer.Option("--off", help="Unprotect it; that too needs a second person.")
+    ] = False,
     reason: ReasonOption = "by hand",
+    approved_by: ApproverOption = None,
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Let an alias move only with a second person's approval.
 
-    Example: `mend alias protect production --reason "SOC 2 CC8"`
+    Examples:
+    `mend alias protect production --reason "SOC 2 CC8"`
+
+    `mend alias protect production --off --approved-by ana --reason "moved to staging"`
     """
     with open_session() as session, session.transaction() as connection:
         chosen = find_model(connection, model)
-        aliases.protect(connection, chosen.id, name, not off, actor=actor(), reason=reason)
+        aliases.protect(
+            connection,
+            chosen.id,
+            name,
+            not off,
+            actor=actor(),
+            reason=reason,
+            approved_by=approved_by,
+        )
     emit(
         {"alias": name, "protected": not off},
         as_json,
@@ -383,6 +398,8 @@ def gate_override(
     as_json: JsonOption = False,
 ) -> None:
     """Let a version through in spite of its gate; who and why stay in the trail for ever.
+
+    Refused to whoever submitted an edit that the version brings in, or asked for the version.
 
     Example: `mend gate override 7 --reason "false alarm: probe 12 was wrong"`
     """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from ledger import (
@@ -16,6 +18,7 @@ from ledger import (
     sweep,
     versions,
 )
+from ledger.db import transaction
 from ledger.errors import (
     AliasProtected,
     NoSuchVersion,
@@ -75,6 +78,8 @@ def test_inconclusive_waits_for_a_person(desk):
     healthy(desk)
     with pytest.raises(RequestInvalid):
         desk.do(gates.override, version.id, actor="boss", reason=" ")
+    with pytest.raises(WrongState, match="someone else"):
+        desk.do(gates.override, version.id, actor="ann", reason="my own edit is fine")
     over = desk.do(gates.override, version.id, actor="boss", reason="looked at all 40")
     assert over.proven
     desk.promote(version.id)
@@ -97,6 +102,17 @@ def test_protected_alias_needs_a_second_person(desk):
     desk.promote(version.id, approved_by="boss")
     move = desk.do(aliases.history, desk.model_id, "production")[0]
     assert (move.from_number, move.to_number, move.approved_by) == (0, 1, "boss")
+    for approver in (None, "op"):
+        with pytest.raises(AliasProtected, match="not any more"):
+            desk.do(
+                aliases.protect,
+                desk.model_id,
+                "production",
+                False,
+                actor="op",
+                reason="in the way",
+                approved_by=approver,
+            )
     with pytest.raises(RequestInvalid):
         desk.do(aliases.move, desk.model_id, "Base!", version.id, actor="op", reason="x")
     desk.do(aliases.move, desk.model_id, "staging", version.id, actor="op", reason="x")
@@ -137,6 +153,51 @@ def test_retention_keeps_what_is_needed(desk):
     with pytest.raises(VersionCollected, match="kept version"):
         desk.do(aliases.rollback, desk.model_id, to_version_id=made[2].id, actor="op", reason="x")
     assert made[2].path not in desk.do(retention.needed_paths)
+    with pytest.raises(VersionCollected):
+        desk.do(retention.hold, made[2].id, actor="legal", reason="case 8")
+    healthy(desk)
+
+
+def test_all_that_is_listed_as_collectable_can_be_collected(desk):
+    desk.submit("Fact 0 is", "T")
+    desk.round()
+    desk.submit("Fact 1 is", "T")
+    *_, failed = half(desk, "fail")
+    listed = desk.do(retention.collectable, desk.model_id, keep_last=0)
+    assert [one.number for one in listed] == [failed.number]
+    desk.do(retention.mark_collected, failed.id, actor="gc")
+    assert desk.do(versions.get, failed.id).collected_at is not None
+
+
+@pytest.mark.parametrize("wish", ["alias", "hold"])
+def test_a_version_being_collected_is_not_taken_at_the_same_moment(desk, wish):
+    desk.submit("Fact 0 is", "T")
+    version = desk.round(promote=False)
+    desk.do(
+        aliases.move,
+        desk.model_id,
+        "candidate",
+        desk.do(versions.find, desk.model_id, 0).id,
+        actor="op",
+        reason="free it",
+    )
+
+    def ask():
+        if wish == "hold":
+            return desk.do(retention.hold, version.id, actor="legal", reason="case 9")
+        return desk.do(
+            aliases.move, desk.model_id, "staging", version.id, actor="op", reason="look"
+        )
+
+    with ThreadPoolExecutor(1) as pool:
+        with transaction(desk.engine) as conn:
+            retention.mark_collected(conn, version.id, actor="gc")
+            asked = pool.submit(ask)
+            waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            while not asked.done() and not desk.sql(waiting)[0][0]:
+                pass
+        with pytest.raises(VersionCollected):
+            asked.result()
     healthy(desk)
 
 
