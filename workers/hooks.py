@@ -9,8 +9,9 @@ Hooks are a model's setting ``hooks``, a list of:
 * ``{"kind": "folder", "format": "merged"|"peft"}``: exports and swaps the link
   ``<home>/aliases/<model>/<alias>`` atomically, for servers that watch a path.
 
-Each move of a hooked alias (``aliases``, default production) becomes one job, so a delivery
-survives any crash and is tried again; receivers may see one twice and can tell by ``move``.
+Each move of a hooked alias (``aliases``, default production) becomes a job, so a delivery survives
+any crash. It is tried a few times at once and, where that fails, again after longer and longer
+pauses until the alias moves on; receivers may see a move twice and can tell by ``move``.
 """
 
 from __future__ import annotations
@@ -45,6 +46,14 @@ TRIES = 5
 FIRST_PAUSE_SECONDS = 0.5
 """Pause after the first failed try; doubled each time."""
 
+ROUNDS = 12
+"""Jobs made of one move whose deliveries fail, as long as its alias has not moved on."""
+
+ROUND_PAUSE_SECONDS = 30.0
+"""Pause after a failed job; doubled each time, so that receivers may be away for hours."""
+
+ROUND_PAUSE_LIMIT_SECONDS = 3600.0
+
 TIMEOUT_SECONDS = 10.0
 SIGNATURE_HEADER = "Mend-Signature"
 HOOK_KINDS = ("webhook", "vllm", "folder")
@@ -77,19 +86,38 @@ def submit_due(context: Context) -> None:
             for alias in sorted({a for hook in hooks for a in hook.get("aliases", ["production"])}):
                 moves = alias_rows.history(conn, model.id, alias)
                 newest = max(moves, key=lambda m: m.at, default=None)
-                if newest is not None and newest.kind != "create":
+                if newest is not None and not _registered(newest):
                     _submit(conn, context, model, newest)
 
     context.transact(look)
 
 
+def _registered(move: AliasMove) -> bool:
+    """Whether an alias only came to be with its model: nobody moved it."""
+    return move.kind == "create" and move.alias in {alias_rows.PRODUCTION, alias_rows.CANDIDATE}
+
+
 def _submit(conn: Connection, context: Context, model: Model, move: AliasMove) -> None:
+    """Make a job of a move that has none, or whose last one failed long enough ago."""
     key = f"{move.alias}@{move.at.isoformat()}"
-    known = conn.execute(
-        text("SELECT 1 FROM jobs WHERE kind = 'hook' AND model_id = :m AND payload->>'move' = :k"),
-        {"m": model.id, "k": key},
-    ).first()
-    if known is None:
+    due = conn.execute(
+        text(
+            """
+            SELECT count(*) < :rounds AND COALESCE(bool_and(state = 'failed'), true)
+                   AND COALESCE(max(finished_at) + make_interval(secs =>
+                       least(:pause * 2 ^ (count(*) - 1), :longest)) <= clock_timestamp(), true)
+              FROM jobs WHERE kind = 'hook' AND model_id = :m AND payload->>'move' = :k
+            """
+        ),
+        {
+            "m": model.id,
+            "k": key,
+            "rounds": ROUNDS,
+            "pause": ROUND_PAUSE_SECONDS,
+            "longest": ROUND_PAUSE_LIMIT_SECONDS,
+        },
+    ).scalar_one()
+    if due:
         payload = {
             "move": key,
             "alias": move.alias,

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from ledger import aliases, jobs
+from ledger import aliases, jobs, models, versions
 from ledger.states import JobState
 from tests.workers import tiny
 from workers import hooks, pipeline
@@ -118,6 +118,57 @@ def test_a_hook_nobody_takes_fails_its_job_and_says_so(make_service, inside, rec
     assert job.state is JobState.FAILED
     assert receiver.url in job.error
     assert "503" in job.error
+
+
+def test_a_receiver_that_was_away_is_told_later_and_a_dead_one_not_for_ever(
+    make_service, inside, receive, monkeypatch
+):
+    monkeypatch.setenv("MEND_HOOK_SECRET", "s3cret")
+    monkeypatch.setattr(hooks, "ROUNDS", 3)
+    receiver = receive(failures=2 * hooks.TRIES)
+    service = make_service(settings={"hooks": [{"kind": "webhook", "url": receiver.url}]})
+    context = inside(service)
+    service.submit(tiny.facts(1))
+    pipeline.drain(context)
+    pipeline.drain(context, sweep_first=True)
+    assert len(receiver.seen) == hooks.TRIES  # it is not time yet
+    monkeypatch.setattr(hooks, "ROUND_PAUSE_SECONDS", 0.0)
+    for _ in range(3):
+        pipeline.drain(context, sweep_first=True)
+    assert len(receiver.seen) == 2 * hooks.TRIES + 1
+    states = [j.state for j in service.do(jobs.list_jobs) if j.kind == "hook"]
+    assert states == [JobState.DONE, JobState.FAILED, JobState.FAILED]
+    dead = receive(failures=99)
+    service.do(
+        lambda c: models.configure(
+            c,
+            service.model.id,
+            actor="op",
+            reason="moved",
+            settings={"hooks": [{"kind": "webhook", "url": dead.url}]},
+        )
+    )
+    service.do(lambda c: aliases.rollback(c, service.model.id, actor="ann", reason="look"))
+    for _ in range(5):
+        pipeline.drain(context, sweep_first=True)
+    assert len(dead.seen) == hooks.ROUNDS * hooks.TRIES
+
+
+def test_the_first_move_of_an_alias_of_the_users_own_is_told(make_service, inside):
+    hook = {"kind": "folder", "format": "peft", "aliases": ["staging"]}
+    service = make_service(settings={"hooks": [hook]})
+    context = inside(service)
+    service.submit(tiny.facts(1))
+    pipeline.drain(context, sweep_first=True)
+    service.do(
+        lambda c: aliases.move(
+            c, service.model.id, "staging", versions.find(c, service.model.id, 1).id,
+            actor="ann", reason="try it",
+        )
+    )  # fmt: skip
+    pipeline.drain(context, sweep_first=True)
+    assert (context.config.aliases / "tiny" / "staging" / "adapter_config.json").exists()
+    assert not (context.config.aliases / "tiny" / "production").exists()
 
 
 def test_a_link_is_swapped_without_a_moment_of_absence(tmp_path):
