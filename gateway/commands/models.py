@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ from gateway import waiting
 from gateway.commands.requests import ModelOption, ReasonOption
 from gateway.commands.tools import PASS_ON, hand_over
 from gateway.errors import UserError
+from gateway.items import parse_items
 from gateway.output import JsonOption, emit, err, print_table, say, short
 from gateway.session import actor, find_model, open_session
 from ledger import models
@@ -143,27 +144,12 @@ def read_text(path: Path, what: str) -> str:
 
 
 def read_items(path: Path) -> list[dict[str, Any]]:
-    """Reads probe items, one JSON object a line; the worker checks what they say.
+    """Reads a file of probe items.
 
     Raises:
-        UserError: The file or a line of it cannot be read; the line is named.
+        UserError: The file or a line of it cannot be used; the line is named.
     """
-    items: list[dict[str, Any]] = []
-    for number, line in enumerate(read_text(path, "suite").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            item = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error})") from error
-        if not isinstance(item, dict):
-            raise UserError(f"{path}, line {number}: expected an object, got {line[:40]!r}")
-        items.append(item)
-    identities = [str(item.get("id")) for item in items]
-    twice = {name for name in identities if identities.count(name) > 1}
-    if twice:
-        raise UserError(f"{path}: these ids occur more than once: {', '.join(sorted(twice))}")
-    return items
+    return parse_items(read_text(path, "suite"), str(path))
 
 
 @model_app.command(name="list")
@@ -216,6 +202,13 @@ def model_configure(
     vllm: Annotated[
         str | None, typer.Option(help="vLLM server to hot-load adapters into; empty removes it.")
     ] = None,
+    folder: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep the link HOME/aliases/MODEL/production on an export of production, for "
+            "servers that watch a path: `merged` or `peft`; empty removes it."
+        ),
+    ] = None,
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -226,6 +219,8 @@ def model_configure(
 
     `mend model configure --webhook https://ops/hook --webhook-secret-env HOOK_KEY
     --reason "tell serving"`
+
+    `mend model configure --folder merged --reason "serving watches the folder"`
     """
     changes: dict[str, Any] = {
         name: value
@@ -238,7 +233,10 @@ def model_configure(
     }
     with open_session() as session, session.transaction() as connection:
         chosen = find_model(connection, model)
-        hooks = _hooks(chosen.settings, webhook, webhook_secret_env, vllm)
+        hooks = _hooks(
+            chosen.settings,
+            {"webhook": webhook, "secret": webhook_secret_env, "vllm": vllm, "folder": folder},
+        )
         if hooks is not None:
             changes["settings"] = {**chosen.settings, "hooks": hooks}
         if not changes:
@@ -247,27 +245,29 @@ def model_configure(
     emit(changed, as_json, lambda: say(f"{changed.name} is configured: {', '.join(changes)}."))
 
 
-def _hooks(
-    settings: Any, webhook: str | None, secret: str | None, vllm: str | None
-) -> list[dict[str, Any]] | None:
-    """Returns the hooks after the change, or None when none was asked for."""
-    if webhook is None and vllm is None:
-        if secret is not None:
-            raise UserError("--webhook-secret-env needs --webhook")
-        return None
-    hooks = [dict(hook) for hook in settings.get("hooks", ())]
-    for kind, url in (("webhook", webhook), ("vllm", vllm)):
-        if url is None:
-            continue
-        hooks = [hook for hook in hooks if hook.get("kind") != kind]
-        if url and not url.startswith(("http://", "https://")):
-            raise UserError(f"{url!r} is not an http:// or https:// address")
-        if url:
-            hook: dict[str, Any] = {"kind": kind, "url": url}
-            if kind == "webhook" and secret:
-                hook["secret_env"] = secret
-            hooks.append(hook)
-    return hooks
+def _hooks(settings: Any, asked: Mapping[str, str | None]) -> list[dict[str, Any]] | None:
+    """Returns the hooks after the change, or None when none was asked for.
+
+    Args:
+        settings: The model's.
+        asked: Per kind of hook its address (for a folder its format), "" to remove it, None to
+            leave it; `secret` belongs to the webhook.
+    """
+    if asked["secret"] is not None and asked["webhook"] is None:
+        raise UserError("--webhook-secret-env needs --webhook")
+    if asked["folder"] not in (None, "", "merged", "peft"):
+        raise UserError(f"--folder is {asked['folder']!r}; it must be merged, peft or empty")
+    wanted = {kind: asked[kind] for kind in ("webhook", "vllm", "folder")}
+    changed = {kind: value for kind, value in wanted.items() if value is not None}
+    hooks = [dict(hook) for hook in settings.get("hooks", ()) if hook.get("kind") not in changed]
+    for kind, value in changed.items():
+        if value and kind != "folder" and not value.startswith(("http://", "https://")):
+            raise UserError(f"{value!r} is not an http:// or https:// address")
+        if value:
+            hooks.append({"kind": kind, "format" if kind == "folder" else "url": value})
+            if kind == "webhook" and asked["secret"]:
+                hooks[-1]["secret_env"] = asked["secret"]
+    return hooks if changed else None
 
 
 @editor_app.command(
@@ -339,17 +339,15 @@ def suite_add(
     """Add probe items to a model; every later version must answer them.
 
     A line is `{"id": "…", "kind": "protected", "prompt": "…"}`. Kinds: locality, protected,
-    capability, must_contain, must_not_contain (with `expect`), perplexity, health.
+    capability, must_contain, must_not_contain (with `expect`), perplexity, health. With
+    `"never_for_tuning": true` it is a canary: every version is judged by it, and nothing that
+    chooses a setting ever sees it.
 
     Example: `mend suite add golden.jsonl --reason "support's top 200 questions"`
     """
     items = read_items(file)
     if not items:
         raise UserError(f"{file} holds no probe items")
-    for item in items:
-        problem = _item_problem(item)
-        if problem:
-            raise UserError(f"{file}: item {item.get('id')!r}: {problem}")
     with open_session() as session, session.transaction() as connection:
         chosen = find_model(connection, model)
         present = [] if replace else list(chosen.settings.get("suite", ()))
@@ -372,34 +370,6 @@ def suite_add(
     )
 
 
-KINDS = frozenset(
-    [
-        "locality",
-        "protected",
-        "capability",
-        "must_contain",
-        "must_not_contain",
-        "perplexity",
-        "health",
-    ]
-)
-"""Kinds a user's own suite may hold; edit and paraphrase items are built from edits."""
-
-NEED_EXPECT = frozenset({"capability", "must_contain", "must_not_contain"})
-
-
-def _item_problem(item: dict[str, Any]) -> str | None:
-    """Finds what the science would refuse later, so that it is said now."""
-    for name in ("id", "kind", "prompt"):
-        if not isinstance(item.get(name), str) or not item[name]:
-            return f"field {name!r} must be a text that is not empty"
-    if item["kind"] not in KINDS:
-        return f"kind {item['kind']!r} is unknown; there are {', '.join(sorted(KINDS))}"
-    if item["kind"] in NEED_EXPECT and not item.get("expect"):
-        return f"kind {item['kind']!r} needs 'expect', a list of texts"
-    return None
-
-
 @suite_app.command(name="list")
 def suite_list(model: ModelOption = None, as_json: JsonOption = False) -> None:
     """List a model's own probe items.
@@ -413,8 +383,17 @@ def suite_list(model: ModelOption = None, as_json: JsonOption = False) -> None:
         items,
         as_json,
         lambda: print_table(
-            ("id", "kind", "prompt", "expect"),
-            [(i["id"], i["kind"], i["prompt"], "; ".join(i.get("expect", ()))) for i in items],
+            ("id", "kind", "prompt", "expect", "canary"),
+            [
+                (
+                    i["id"],
+                    i["kind"],
+                    i["prompt"],
+                    "; ".join(i.get("expect", ())),
+                    bool(i.get("never_for_tuning")),
+                )
+                for i in items
+            ],
             title=f"Probe items of {chosen.name}",
         ),
     )
