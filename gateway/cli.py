@@ -72,7 +72,11 @@ COMMANDS: dict[str, Entry] = {
     "rollback": Entry("registry", VERSIONS, "Take production back to an earlier version."),
     "alias": Entry("registry", VERSIONS, "List, move and protect aliases."),
     "history": Entry("registry", VERSIONS, "Show every move of a model's aliases."),
-    "gate": Entry("registry", VERSIONS, "Show a version's gate, override or decline it."),
+    "gate": Entry(
+        "gates",
+        VERSIONS,
+        "Show a version's gate, override or decline it; show or change the policy.",
+    ),
     "ask": Entry(
         "changes",
         VERSIONS,

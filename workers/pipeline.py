@@ -462,7 +462,7 @@ def conclude(
         policy_digest=decision.policy_digest,
         suite_digest=verdict.suite.digest,
         checks=[check.to_dict() for check in decision.checks],
-        scores=verdict.scores.to_dict() | {"decision": decision.to_dict()},
+        scores=verdict.kept(),
         actor=context.actor,
     )
     promoted = False

@@ -87,6 +87,7 @@ class Verdict:
         parent: The parent's, on the same suite.
         base: The base's, on the same suite.
         scores: Summary of `results`.
+        policy: What was demanded.
     """
 
     decision: GateDecision
@@ -95,6 +96,14 @@ class Verdict:
     parent: list[ProbeResult]
     base: list[ProbeResult]
     scores: Scores
+    policy: Policy
+
+    def kept(self) -> dict[str, Any]:
+        """What the ledger keeps beside the checks: a report must not need the present policy."""
+        return self.scores.to_dict() | {
+            "decision": self.decision.to_dict(),
+            "policy": self.policy.to_dict(),
+        }
 
     def rows(self) -> list[dict[str, Any]]:
         """What the ledger keeps per item: the answer, and those of parent and base beside it."""
@@ -228,7 +237,9 @@ class Judge:
             decision.outcome.value,
             time.monotonic() - began,
         )
-        return Verdict(decision, suite, results, parent, base, summarise(results, base))
+        return Verdict(
+            decision, suite, results, parent, base, summarise(results, base), self._policy
+        )
 
     def _parents(
         self, suite: ProbeSuite, scorer: Scorer, base: list[ProbeResult]

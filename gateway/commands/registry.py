@@ -1,4 +1,4 @@
-"""Commands about versions, aliases and gates that the ledger alone answers."""
+"""Commands about versions and aliases that the ledger alone answers."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway import waiting
 from gateway.commands.requests import ModelOption, ReasonOption
-from gateway.output import JsonOption, emit, note, print_table, say, short
+from gateway.output import JsonOption, emit, print_table, say, short
 from gateway.session import actor, find_model, find_version, open_session
-from ledger import aliases, gates, versions
+from ledger import aliases, versions
 from ledger.records import AliasMove, Version
 
 app = typer.Typer(rich_markup_mode="markdown")
@@ -309,152 +308,4 @@ def history(
             ],
             title=f"Alias moves of {chosen.name}",
         ),
-    )
-
-
-gate_app = typer.Typer(
-    help="Show a version's gate, override or decline it.",
-    rich_markup_mode="markdown",
-    no_args_is_help=True,
-)
-app.add_typer(gate_app, name="gate")
-
-
-@gate_app.command(name="show")
-def gate_show(
-    version: VersionName = "candidate", model: ModelOption = None, as_json: JsonOption = False
-) -> None:
-    """Show what the gate said of a version, check by check.
-
-    Examples:
-    `mend gate show`
-
-    `mend gate show 7 --json`
-    """
-    with open_session() as session, session.transaction() as connection:
-        chosen = find_model(connection, model)
-        found = find_version(connection, chosen, version)
-        decisions = gates.decisions(connection, found.id)
-    value = {"version": found.number, "gate": str(found.gate), "decisions": decisions}
-
-    def human() -> None:
-        say(f"Version {found.number} of {chosen.name}: {found.gate}")
-        for decision in decisions:
-            print_table(
-                ("check", "outcome", "what was found"),
-                [
-                    (check.get("name"), check.get("outcome"), check.get("sentence", ""))
-                    for check in decision.get("checks", [])
-                ],
-                title=f"{decision.get('outcome')} by {decision.get('actor')}",
-            )
-
-    emit(value, as_json, human)
-
-
-@gate_app.command(name="check")
-def gate_check(
-    version: VersionName = "candidate",
-    record: Annotated[
-        bool, typer.Option("--record", help="Keep the decision; else it is only shown.")
-    ] = False,
-    timeout: Annotated[float, typer.Option(min=1, help="Longest wait, in seconds.")] = 1800.0,
-    model: ModelOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Judge a version again with the model's present policy and suite.
-
-    Example: `mend gate check 7 --record` after the suite grew
-    """
-    with open_session() as session:
-        with session.transaction() as connection:
-            chosen = find_model(connection, model)
-            find_version(connection, chosen, version)
-        result = waiting.run_job(
-            session,
-            "gate",
-            {"version": version, "record": record},
-            model_id=chosen.id,
-            actor=actor(),
-            timeout=timeout,
-            tell=note,
-        )
-
-    def human() -> None:
-        say(f"Version {result['number']}: {result['outcome']}")
-        print_table(
-            ("check", "outcome", "what was found"),
-            [(c.get("name"), c.get("outcome"), c.get("sentence", "")) for c in result["checks"]],
-        )
-
-    emit(result, as_json, human)
-
-
-@gate_app.command(name="override")
-def gate_override(
-    version: VersionName,
-    reason: ReasonOption,
-    model: ModelOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Let a version through in spite of its gate; who and why stay in the trail for ever.
-
-    Refused to whoever submitted an edit that the version brings in, or asked for the version.
-
-    Example: `mend gate override 7 --reason "false alarm: probe 12 was wrong"`
-    """
-    with open_session() as session, session.transaction() as connection:
-        chosen = find_model(connection, model)
-        found = find_version(connection, chosen, version)
-        gates.override(connection, found.id, actor=actor(), reason=reason)
-    emit(
-        {"version": found.number, "overridden_by": actor()},
-        as_json,
-        lambda: say(f"Version {found.number} may now be promoted: `mend promote {found.number}`."),
-    )
-
-
-@gate_app.command(name="withdraw")
-def gate_withdraw(
-    version: VersionName,
-    reason: ReasonOption,
-    model: ModelOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Take a version's proof back; neither it nor what was judged against it can be promoted.
-
-    Refused while production or the candidate is it or builds on it: roll back first.
-
-    Example: `mend gate withdraw 7 --reason "the suite asked the wrong questions"`
-    """
-    with open_session() as session, session.transaction() as connection:
-        chosen = find_model(connection, model)
-        found = find_version(connection, chosen, version)
-        gates.withdraw(connection, found.id, actor=actor(), reason=reason)
-    emit(
-        {"version": found.number, "withdrawn_by": actor()},
-        as_json,
-        lambda: say(f"Version {found.number} is not proven any more."),
-    )
-
-
-@gate_app.command(name="decline")
-def gate_decline(
-    version: VersionName,
-    reason: ReasonOption,
-    model: ModelOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Settle an inconclusive gate with a no.
-
-    Example: `mend gate decline 7 --reason "not enough probes to be sure"`
-    """
-    with open_session() as session, session.transaction() as connection:
-        chosen = find_model(connection, model)
-        found = find_version(connection, chosen, version)
-        gates.decline(connection, found.id, actor=actor(), reason=reason)
-    emit(
-        {"version": found.number, "declined_by": actor()},
-        as_json,
-        lambda: say(f"Version {found.number} is declined."),
     )

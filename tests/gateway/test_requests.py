@@ -129,6 +129,8 @@ def test_keep_going_takes_the_good_lines_and_names_the_bad_ones(mend, ledger, tm
         ("lineage", "nope"),
         ("gate", "show", "77"),
         ("gate", "override", "0", "--reason", "x"),
+        ("gate", "policy", "default"),
+        ("gate", "policy", "/nowhere.yaml", "--reason", "x"),
         ("alias", "set", "Bad Name", "0"),
         ("history", "nope"),
         ("hold", "add", "9", "--reason", "r"),
@@ -141,6 +143,9 @@ def test_keep_going_takes_the_good_lines_and_names_the_bad_ones(mend, ledger, tm
         ("model", "register", "x", "--source", "/nowhere"),
         ("model", "register", "x", "--source", "smollm2", "--editor", "/nowhere"),
         ("model", "configure", "--reason", "x"),
+        ("model", "configure", "--folder", "zip", "--reason", "x"),
+        ("model", "configure", "--webhook", "ops", "--reason", "x"),
+        ("model", "configure", "--webhook-secret-env", "KEY", "--reason", "x"),
         ("export", "/nowhere/deep/folder"),
         ("export", "/tmp/x", "--format", "gguf"),
         ("bench", "nonsense"),
@@ -157,7 +162,15 @@ def test_what_cannot_be_done_is_one_clear_line(mend, ledger, args):
 
 
 @pytest.mark.parametrize(
-    "args", [("ask", "x"), ("verify",), ("report",), ("diff", "0", "0"), ("revert", "1", "-r", "x")]
+    "args",
+    [
+        ("ask", "x"),
+        ("verify",),
+        ("report",),
+        ("diff", "0", "0"),
+        ("revert", "1", "-r", "x"),
+        ("gate", "policy"),
+    ],
 )
 def test_jobs_without_a_worker_say_so(mend, ledger, args):
     ran = mend(*args)
@@ -172,6 +185,24 @@ def test_pause_resume_and_status(mend, ledger):
     assert mend("resume").code == 0
     assert mend("status", "--json").json["models"][0]["paused"] is False
     assert "No worker is alive" in mend("status").err
+
+
+def test_hooks_are_set_changed_and_removed_one_by_one(mend, ledger):
+    def set_(*options):
+        ran = mend("model", "configure", *options, "--reason", "serving", "--json")
+        return ran.json["settings"]["hooks"]
+
+    key = {"kind": "webhook", "url": "https://ops/in", "secret_env": "KEY"}
+    assert set_("--webhook", "https://ops/in", "--webhook-secret-env", "KEY") == [key]
+    folder = {"kind": "folder", "format": "merged"}
+    assert set_("--folder", "merged") == [key, folder]
+    vllm = {"kind": "vllm", "url": "http://gpu:8000"}
+    assert set_("--folder", "peft", "--vllm", "http://gpu:8000") == [
+        key,
+        vllm,
+        folder | {"format": "peft"},
+    ]
+    assert set_("--folder", "", "--webhook", "") == [vllm]
 
 
 def test_approval_and_rejection(mend, ledger):

@@ -143,6 +143,25 @@ def test_a_report_is_one_page_and_the_same_as_json(ready, tmp_path):
     assert json.loads((tmp_path / "v1.json").read_text())["edits"]
 
 
+def test_a_policy_is_shown_and_changed_and_what_was_judged_keeps_the_old(ready, tmp_path):
+    old = ready.run("policy").result
+    assert (old["policy"]["name"], old["changed"]) == ("chaos", False)
+    strict = "name: strict\nitems_limit: 100\nsuccess: {target: 0.99}\n"
+    refused = ready.run("policy", policy_text=strict, reason="margins")
+    assert refused.state is JobState.FAILED
+    assert "that takes 268 items" in refused.error
+    assert "'reason' is missing" in ready.run("policy", policy="demo").error
+    new = ready.run("policy", policy_text=strict.replace("100", "500"), reason="margins").result
+    assert (new["changed"], new["was"]) == (True, old["policy_digest"])
+    asked = {need["rule"]: need["n"] for need in new["needs"]}
+    assert asked["success"] == 268
+    path = tmp_path / "v1.json"
+    ready.run("report", version="1", format="json", path=str(path))
+    said = json.loads(path.read_text())
+    assert said["policy"]["name"] == "chaos"
+    assert said["decision"]["policy_digest"] == old["policy_digest"]
+
+
 def test_collect_keeps_what_is_needed(ready):
     for start in (4, 6):
         ready.submit(tiny.facts(2, start=start))

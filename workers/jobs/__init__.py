@@ -34,6 +34,7 @@ HANDLERS: Mapping[str, str] = {
     "diff": "workers.jobs.diff:diff",
     "report": "workers.jobs.report:report",
     "gate": "workers.jobs.gate:gate",
+    "policy": "workers.jobs.policy:policy",
     "collect": "workers.jobs.collect:collect",
     "doctor": "workers.jobs.doctor:doctor",
     "hook": "workers.hooks:deliver",

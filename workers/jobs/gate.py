@@ -42,7 +42,7 @@ def gate(context: Context, job: Job) -> Mapping[str, Any]:
                     policy_digest=decision.policy_digest,
                     suite_digest=verdict.suite.digest,
                     checks=[c.to_dict() for c in decision.checks],
-                    scores=verdict.scores.to_dict() | {"decision": decision.to_dict()},
+                    scores=verdict.kept(),
                     actor=f"{job.requested_by} through {context.actor}",
                 ),
             )

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from ledger import edits as edit_rows
 from ledger import gates as gate_rows
 from ledger import versions as version_rows
-from ledger.records import Edit, Job
+from ledger.records import Edit, Job, Model
 from mend_core.probes import report_dict, report_html
 from workers.context import Context
 from workers.jobs import JobInvalid
@@ -25,6 +25,22 @@ def _split(rows: list[dict[str, Any]]) -> tuple[list[Any], list[Any], list[Any]]
     """Stored probe rows back into the runs of version, parent and base."""
     results = [{k: v for k, v in row.items() if k not in ("parent", "base")} for row in rows]
     return results, [row["parent"] for row in rows], [row["base"] for row in rows]
+
+
+def _policy_of(model: Model, spoken: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The policy a decision was taken by; the model may have been given another since."""
+    if spoken is None:
+        return dict(model.policy)
+    kept: dict[str, Any] | None = spoken["scores"].get("policy")
+    if kept is None and spoken["policy_digest"] == model.policy_digest:
+        kept = dict(model.policy)
+    return kept
+
+
+def _why_overridden(decisions: list[dict[str, Any]], by: str | None) -> str | None:
+    """What the approver who overrode the gate gave as the reason."""
+    reasons = (d["override_reason"] for d in decisions if d["actor"] == by)
+    return next((reason for reason in reasons if reason), None)
 
 
 def report(context: Context, job: Job) -> Mapping[str, Any]:
@@ -53,7 +69,8 @@ def report(context: Context, job: Job) -> Mapping[str, Any]:
 
     rows, decisions, edits = context.transact(look)
     results, parents, bases = _split(rows)
-    decided = next((d["scores"].get("decision") for d in decisions if d.get("scores")), None)
+    spoken = next((d for d in decisions if d.get("scores")), None)
+    decided = None if spoken is None else spoken["scores"].get("decision")
     said = report_dict(
         {
             "model": model.name,
@@ -67,6 +84,7 @@ def report(context: Context, job: Job) -> Mapping[str, Any]:
             "edit_count": version.edit_count,
             "gate": version.gate.value,
             "overridden_by": version.overridden_by,
+            "override_reason": _why_overridden(decisions, version.overridden_by),
             "created_by": version.created_by,
             "created_at": version.created_at.isoformat(),
         },
@@ -87,7 +105,7 @@ def report(context: Context, job: Job) -> Mapping[str, Any]:
         base_results=bases,
         parent_results=parents,
         decision=decided,
-        policy=dict(model.policy),
+        policy=_policy_of(model, spoken),
     )
     folder = context.config.home / "reports"
     path = Path(job.payload.get("path") or folder / f"{model.name}-{version.number}.{style}")
