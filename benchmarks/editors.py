@@ -124,10 +124,15 @@ def _run(args: argparse.Namespace) -> int:
     editors = _editors(args, base, train)
     lines = []
     for size in sizes:
-        batches = _batches(edits, size, args)
+        batches = [
+            # The text is asked of one batch; the base's own answers serve every method.
+            Batch(edits, Scorer(base, build_suite(edits[: args.probed], () if number else texts)))
+            for number, edits in enumerate(_batches(edits, size, args))
+        ]
         for name, editor in editors.items():
-            console.print(f"{name}, {size} edits, {len(batches)} batches", highlight=False)
-            lines.append(_measure(base, name, editor, batches, texts=texts, probed=args.probed))
+            line = _measure(base, name, editor, batches)
+            lines.append(line)
+            console.print(_said(line), highlight=False)
     report = {
         "model": args.model,
         "base": base.digest,
@@ -235,34 +240,37 @@ def _batches(edits: Sequence[Edit], size: int, args: argparse.Namespace) -> list
     return batches
 
 
-def _measure(
-    base: Base,
-    name: str,
-    editor: Editor,
-    batches: Sequence[Sequence[Edit]],
-    *,
-    texts: Sequence[ProbeItem],
-    probed: int,
-) -> Line:
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Edits applied together, and what scores them.
+
+    Attributes:
+        edits: All of them.
+        scorer: On the probes of those that are probed.
+    """
+
+    edits: Sequence[Edit]
+    scorer: Scorer
+
+
+def _measure(base: Base, name: str, editor: Editor, batches: Sequence[Batch]) -> Line:
     scores: list[dict[str, tuple[float | None, ...]]] = []
     seconds: list[float] = []
     peak = 0.0
     ratio: float | None = None
-    size = len(batches[0])
-    for number, batch in enumerate(batches):
+    size = len(batches[0].edits)
+    for batch in batches:
         before = _start_peak(base)
         start = time.perf_counter()
         try:
-            delta = editor.delta(base, batch)
+            delta = editor.delta(base, batch.edits)
         except MendError as error:
             return Line(name, size, 0, failed=str(error))
         seconds.append((time.perf_counter() - start) / size)
         peak = max(peak, (_peak(base) - before) / 1e6)
-        suite = build_suite(batch[:probed], texts if number == 0 else ())
-        scorer = Scorer(base, suite)
-        made = summarise(scorer.score(materialise(base, delta)), scorer.reference())
-        if number == 0:
-            ratio = made.perplexity_ratio
+        results = batch.scorer.score(materialise(base, delta), complete=False)
+        made = summarise(results, batch.scorer.reference())
+        ratio = made.perplexity_ratio if ratio is None else ratio
         scores.append(
             {
                 kind: (f.edit_success, f.generality, f.locality, f.harmonic_mean)
@@ -285,6 +293,14 @@ def _measure(
         peak_mb=peak,
         editor_mb=editor.parameters_bytes / 1e6,
     )
+
+
+def _said(line: Line) -> str:
+    """One line for who waits."""
+    if line.failed:
+        return f"{line.method}, {line.edits} edits: {line.failed}"
+    shares = " ".join("-" if x is None else f"{x:.3f}" for x in line.forced)
+    return f"{line.method}, {line.edits} edits in {line.batches} batches: ES GS LS HM {shares}"
 
 
 def _mean(scores: Iterable[tuple[float | None, ...]]) -> tuple[float | None, ...]:

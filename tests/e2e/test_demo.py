@@ -58,6 +58,8 @@ def home(tmp_path):
 def start(home):
     """Starts `mend ARGS` with the home; its output goes to files."""
     started = []
+    # Where the tests run in a shell's background, SIGINT is ignored, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def run(*args):
         out, err = (home.parent / "out").open("wb"), (home.parent / "err").open("wb")
