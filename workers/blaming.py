@@ -8,7 +8,7 @@ from typing import Any
 
 from mend_core.datasets.edit import Edit
 from mend_core.factors import GridRows
-from mend_core.probes import GateDecision, Outcome, find
+from mend_core.probes import Flip, GateDecision, Outcome, find
 from workers import faults
 from workers.proving import Judge, Verdict
 from workers.runtime import WarmModel
@@ -48,15 +48,36 @@ def strengthen(warm: WarmModel, factor: GridRows, times: float) -> GridRows:
     return warm.editor.grid.encode(replace(real, rows=rows))
 
 
-def evidence(verdict: Verdict, edit_id: str, reason: str) -> dict[str, Any]:
-    """What a person needs to see why an edit was set aside."""
-    broken = [f.to_dict() for f in verdict.decision.flips if f.broke]
+def broken_by(decision: GateDecision) -> dict[str, Flip]:
+    """Items that the parent answered rightly and the judged set does not, by id."""
+    return {f.item_id: f for f in decision.flips if f.broke and f.against == "parent"}
+
+
+def evidence(
+    verdict: Verdict, edit_id: str, reason: str, broke: Mapping[str, Flip] | None = None
+) -> dict[str, Any]:
+    """What a person needs to see why an edit was set aside.
+
+    Args:
+        verdict: The whole batch's.
+        edit_id: Which edit.
+        reason: Why it is set aside.
+        broke: The items it broke, where a search told them from those of other edits; None shows
+            every item that the batch broke, and says so (``broke_by``).
+    """
+    whole = broken_by(verdict.decision)
+    shown = [f for f in verdict.decision.flips if f.broke]
+    if broke is not None:
+        # The whole batch's answers where it has them: those of a search end where they turn wrong.
+        shown = [whole.get(item_id, flip) for item_id, flip in sorted(broke.items())]
+    broken = [f.to_dict() for f in shown]
     own = [r.to_dict() for r in verdict.results if r.edit_id == edit_id and not r.passed]
     return {
         "reason": reason,
         "gate": verdict.decision.outcome.value,
         "checks": [c.to_dict() for c in verdict.decision.checks if c.outcome is not Outcome.PASS],
         "broke": broken[:50],
+        "broke_by": "batch" if broke is None else "edit",
         "own": own[:20],
         "policy": verdict.decision.policy_digest,
         "suite": verdict.decision.suite_digest,
@@ -93,6 +114,7 @@ class _Case:
     max_runs: int
     now: dict[str, str] = field(init=False)
     stronger: dict[str, GridRows] = field(default_factory=dict)
+    seen: dict[frozenset[tuple[str, str]], GateDecision] = field(default_factory=dict)
     culprits: dict[str, dict[str, Any]] = field(default_factory=dict)
     runs: int = 0
 
@@ -102,23 +124,49 @@ class _Case:
     def left(self) -> int:
         return self.max_runs - self.runs
 
-    def run(self, factors: Mapping[str, str]) -> GateDecision:
-        """One probe run on cached factors; answers are not complete, verdicts are."""
+    def run(self, factors: Mapping[str, str], *, tuning: bool = False) -> GateDecision:
+        """One probe run on cached factors; answers are not complete, verdicts are.
+
+        Args:
+            factors: Factor digest by edit id.
+            tuning: A setting is chosen by what comes out: canaries are not asked.
+        """
         faults.point("mid-bisect")
         self.runs += 1
         built = self.judge.candidate(list(factors.values()))
         edits = [self.edits[edit_id] for edit_id in factors]
-        return self.judge.judge(built, edits, complete=False).decision
+        found = self.judge.judge(built, edits, complete=False, tuning=tuning).decision
+        if not tuning:
+            self.seen[frozenset(factors.items())] = found
+        return found
 
-    def convict(self, edit_id: str, reason: str) -> None:
-        # Always the whole batch's answers: those of a search end where they turn wrong.
-        self.culprits[edit_id] = evidence(self.failed, edit_id, reason)
+    def convict(self, edit_id: str, reason: str, broke: Mapping[str, Flip] | None = None) -> None:
+        self.culprits[edit_id] = evidence(self.failed, edit_id, reason, broke)
         self.stronger.pop(edit_id, None)
         self.now.pop(edit_id, None)
 
+    def broken_alone(self, edit_id: str) -> dict[str, Flip] | None:
+        """Items broken in a set with an edit and not in the same set without it; None if unknown.
+
+        A search ends with just such a pair for each culprit it finds.
+        """
+        one = (edit_id, self.now[edit_id])
+        for chosen, decision in self.seen.items():
+            without = self.seen.get(chosen - {one})
+            if one not in chosen or decision.outcome is not Outcome.FAIL:
+                continue
+            if without is None and len(chosen) > 1:
+                continue
+            if without is not None and without.outcome is Outcome.FAIL:
+                continue
+            spared = {} if without is None else broken_by(without)
+            broke = {i: flip for i, flip in broken_by(decision).items() if i not in spared}
+            return broke or None
+        return None
+
     def try_stronger(self) -> GateDecision:
         """Stronger steps for those that did not take; the last decision worth keeping."""
-        decision = self.failed.decision
+        decision = self.judge.without_canaries(self.failed)
         warm = self.judge.warm
         for attempt in range(1, STEP_TRIES + 1):
             weak = [e for e in decision.not_taken if e in self.now]
@@ -131,7 +179,7 @@ class _Case:
                 for edit_id in weak
             }
             tried = self.now | {e: warm.factors.put(step) for e, step in steps.items()}
-            after = self.run(tried)
+            after = self.run(tried, tuning=True)
             if after.outcome is not Outcome.PASS and worse(after, decision):
                 break
             self.now, decision = tried, after
@@ -142,14 +190,16 @@ class _Case:
 
     def search(self, decision: GateDecision) -> None:
         """Bisect what is left, which fails for a reason that stronger steps do not cure."""
+        self.seen.setdefault(frozenset(self.now.items()), decision)
         found = find(
             tuple(self.now),
             lambda subset: self.run({e: self.now[e] for e in subset}).outcome,
             suspects=decision.suspects(),
             max_runs=self.left(),
         )
-        for edit_id in found.culprits:
-            self.convict(edit_id, "the batch passes its gate without it")
+        told = {edit_id: self.broken_alone(edit_id) for edit_id in found.culprits}
+        for edit_id, broke in told.items():
+            self.convict(edit_id, "the batch passes its gate without it", broke)
         if not found.exhausted:
             return
         undecided = set(found.undecided)
@@ -201,6 +251,7 @@ def blame(
                 edit_id,
                 f"did not take, and no step up to {STEP_GROWTH**STEP_TRIES:.3g} x as strong helped "
                 "without harm",
+                {i: f for i, f in broken_by(failed.decision).items() if f.edit_id == edit_id},
             )
     else:
         for edit_id in weak:
@@ -208,9 +259,13 @@ def blame(
     if weak and case.now and case.left():
         decision = case.run(case.now)
         if decision.outcome is not Outcome.FAIL:
+            spared = broken_by(decision)
+            broke = {i: f for i, f in broken_by(failed.decision).items() if i not in spared}
             for edit_id in weak:
                 if edit_id not in case.culprits:
-                    case.convict(edit_id, "did not take, and the batch passes its gate without it")
+                    case.convict(
+                        edit_id, "did not take, and the batch passes its gate without it", broke
+                    )
             return Blame(case.culprits, case.stronger, case.runs)
     if case.now:
         case.search(decision)

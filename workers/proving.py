@@ -197,7 +197,27 @@ class Judge:
         digest = digest_of(self.warm, members)
         return Built(digest, members, None, weights, dict(norms), finite=bool(finite))
 
-    def judge(self, built: Built, edits: Sequence[Edit], *, complete: bool = True) -> Verdict:
+    def without_canaries(self, verdict: Verdict) -> GateDecision:
+        """What would have been said of a version had its canaries not been asked.
+
+        Whoever chooses a setting by what comes out (the step of an edit) may only see this.
+        """
+        if not any(r.never_for_tuning for r in verdict.results):
+            return verdict.decision
+        runs = [
+            [r for r in run if not r.never_for_tuning]
+            for run in (verdict.results, verdict.parent, verdict.base)
+        ]
+        return decide(self._policy, *runs)
+
+    def judge(
+        self,
+        built: Built,
+        edits: Sequence[Edit],
+        *,
+        complete: bool = True,
+        tuning: bool = False,
+    ) -> Verdict:
         """Probe a built version on the suite of its new edits, and decide.
 
         Base and parent are asked only what they have not been asked before.
@@ -206,11 +226,14 @@ class Judge:
             built: The version.
             edits: Its new edits.
             complete: False for a search: same verdicts, but answers end where they turn wrong.
+            tuning: Leave the canaries out.
         """
         self.runs += 1
         began = time.monotonic()
         warm = self.warm
         suite = self.suite(edits)
+        if tuning:
+            suite = suite.for_tuning()
         scorer = Scorer(warm.base, suite, prefix=warm.prefix, reference=warm.answers.known())
         base = scorer.reference()
         warm.answers.keep(base)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -251,11 +252,40 @@ def _describe(edit: Edit) -> None:
         "attempts": edit.attempts or None,
         "superseded by": edit.superseded_by,
         "error": edit.error,
-        "evidence": edit.evidence,
     }
     for name, value in rows.items():
         if value:
             say(f"  {name}: {value}")
+    if edit.evidence:
+        _say_evidence(edit.evidence)
+
+
+def _say_evidence(evidence: Mapping[str, Any]) -> None:
+    """Says why an edit was set aside: the reason, the checks, the probes it broke or failed."""
+    say(f"  set aside: {evidence.get('reason', 'no reason was kept')}")
+    for check in evidence.get("checks", ()):
+        if check.get("outcome") == "fail":
+            say(f"    {check.get('name')}: {check.get('sentence')}")
+    who = "This edit" if evidence.get("broke_by") == "edit" else "Its whole batch"
+    for title, found, before in (
+        (f"{who} broke", evidence.get("broke"), "before"),
+        ("Its own probes fail", evidence.get("own"), None),
+    ):
+        if found:
+            print_table(
+                ("probe", "prompt", "expected", "answered before", "answers now"),
+                [
+                    (
+                        one.get("item_id"),
+                        one.get("prompt"),
+                        " / ".join(one.get("expect", ())),
+                        None if before is None else one.get(before),
+                        one.get("after", one.get("answer")),
+                    )
+                    for one in found
+                ],
+                title=title,
+            )
 
 
 def _each(ids: list[int], verb: str, act: Any, *, as_json: bool) -> None:

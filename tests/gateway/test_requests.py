@@ -7,6 +7,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from sqlalchemy import text
 
 from ledger import edits
 from ledger.db import transaction
@@ -37,6 +38,28 @@ def test_submit_list_show_and_cancel_one_edit(mend, ledger):
     ran = mend("cancel", edit)
     assert ran.code == 2
     assert str(edit) in ran.err
+
+
+def test_why_an_edit_was_set_aside_is_told_in_words(mend, ledger):
+    [edit] = mend("submit", "--prompt", "a is", "--target", "b", "--json").json["edit_ids"]
+    flip = {"item_id": "golden:1", "prompt": "Water is", "expect": ["wet"]}
+    evidence = {
+        "reason": "the batch passes its gate without it",
+        "checks": [{"name": "hard.golden", "outcome": "fail", "sentence": "1 of 2 fail"}],
+        "broke": [flip | {"before": "wet", "after": "dry"}],
+        "broke_by": "edit",
+        "own": [],
+    }
+    with transaction(ledger) as connection:
+        connection.execute(
+            text("UPDATE edits SET evidence = CAST(:said AS jsonb) WHERE id = :edit"),
+            {"said": json.dumps(evidence), "edit": edit},
+        )
+    said = mend("show", edit).out
+    for words in (evidence["reason"], "1 of 2 fail", "This edit broke", "Water is", "wet", "dry"):
+        assert words in said
+    assert "{" not in said
+    assert mend("show", edit, "--json").json["edit"]["evidence"] == evidence
 
 
 def test_the_same_key_gives_the_first_edit_and_says_so(mend, ledger):

@@ -57,8 +57,10 @@ def test_every_culprit_is_found_and_only_they_are(accuse):
     found = blame(*case)
     assert set(found.culprits) == {p.id for p in POISONS}
     assert found.runs <= blaming.MAX_PROBE_RUNS
-    evidence = found.culprits[POISONS[0].id]
-    assert any(flip["item_id"] == f"golden:{POISONS[0].id}" for flip in evidence["broke"])
+    for poison in POISONS:
+        evidence = found.culprits[poison.id]
+        broke = {flip["item_id"] for flip in evidence["broke"] if "golden" in flip["item_id"]}
+        assert (broke, evidence["broke_by"]) == ({f"golden:{poison.id}"}, "edit")
 
 
 def test_the_runs_are_bounded_and_the_rest_goes_on(accuse):
@@ -97,6 +99,35 @@ def test_a_stronger_step_that_does_harm_is_not_kept(accuse, monkeypatch):
     monkeypatch.setattr(blaming, "strengthen", lambda warm, f, times: real(warm, f, times * 70))
     found = blame(judge, by_id, factors, failed)
     assert (found.culprits, set(found.stronger)) == ({}, {"w"})
+
+
+def test_no_step_is_chosen_by_what_a_canary_says(accuse, monkeypatch):
+    canary = {
+        "id": "canary",
+        "kind": "locality",
+        "prompt": "The river in country70",
+        "never_for_tuning": True,
+    }
+    weak = Edit(id="w", prompt="The capital of country60", target="city11")
+    judge, by_id, factors, _ = accuse([*tiny.facts(4), weak], suite=[canary])
+    none = blaming.strengthen(judge.warm, judge.warm.factors.get(factors["w"]), 0.01)
+    factors["w"] = judge.warm.factors.put(none)
+    failed = judge.judge(judge.candidate(list(factors.values())), list(by_id.values()))
+    assert "canary" in {r.item_id for r in failed.results}
+    real, heard = judge.judge, []
+
+    def listen(*args, **options):
+        verdict = real(*args, **options)
+        heard.append({r.item_id for r in verdict.results})
+        return verdict
+
+    monkeypatch.setattr(judge, "judge", listen)
+    steps = blaming.strengthen
+    monkeypatch.setattr(blaming, "strengthen", lambda warm, f, times: steps(warm, f, times * 70))
+    found = blame(judge, by_id, factors, failed)
+    assert set(found.stronger) == {"w"}
+    assert heard
+    assert not any("canary" in asked for asked in heard)
 
 
 def test_base_and_parent_are_asked_once(accuse):
