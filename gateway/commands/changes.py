@@ -10,6 +10,7 @@ import typer
 from rich.status import Status
 
 from gateway import waiting
+from gateway.commands.models import read_items
 from gateway.commands.registry import VersionName
 from gateway.commands.requests import ModelOption, ReasonOption
 from gateway.errors import UserError
@@ -105,28 +106,73 @@ def _safe(text: str) -> str:
 
 @app.command()
 def diff(
+    *,
     a: VersionName,
     b: VersionName,
+    suite: Annotated[
+        Path | None, typer.Option("--suite", help="JSONL file of probe items to ask as well.")
+    ] = None,
     timeout: TimeoutOption = 900.0,
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare two versions: edits in and out, matrices changed, answers that differ.
 
+    Both are asked the prompts of the edits that differ, of a sample of those in both, and the
+    model's own suite.
+
     Examples:
     `mend diff previous production`
 
-    `mend diff 3 7 --json`
+    `mend diff 3 7 --suite support-questions.jsonl --json`
     """
     result = carry_out(
         "diff",
-        {"a": a, "b": b},
+        {"a": a, "b": b} | ({} if suite is None else {"suite": read_items(suite)}),
         model=model,
         timeout=timeout,
         doing="comparing",
         versions=(a, b),
     )
-    emit(result, as_json, lambda: _say_result(result))
+    emit(result, as_json, lambda: _say_diff(result))
+
+
+def _say_diff(result: dict[str, Any]) -> None:
+    """Prints what separates two versions, for people."""
+    a, b = (f"version {result[side]['number']}" for side in ("a", "b"))
+    say(f"From {a} ({short(result['a']['digest'])}) to {b} ({short(result['b']['digest'])})")
+    if result["rebased"]:
+        say("They stand on different bases: other matrices than these differ too.")
+    print_table(
+        ("", "edit", "prompt", "target"),
+        [
+            (sign, edit["id"], edit["prompt"], edit["target"])
+            for sign, side in (("out", "only_in_a"), ("in", "only_in_b"))
+            for edit in result[side]
+        ],
+        title="Edits in and out",
+    )
+    print_table(
+        ("matrix", "norm of change", "relative to the base"),
+        [
+            (name, f"{size['norm']:.4g}", f"{size['relative']:.2e}")
+            for name, size in result["matrices"].items()
+        ],
+        title="Matrices changed",
+    )
+    differ = result["answers"]
+    print_table(
+        ("probe", "prompt", f"{a} answers", f"{b} answers"),
+        [
+            (
+                one["item_id"],
+                one["prompt"],
+                *(f"{one[s]} ({'ok' if one[s + '_passed'] else 'wrong'})" for s in ("a", "b")),
+            )
+            for one in differ
+        ],
+        title=f"Answers that differ: {len(differ)} of {result['asked']} asked",
+    )
 
 
 @app.command()

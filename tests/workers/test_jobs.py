@@ -131,6 +131,22 @@ def test_diff_names_edits_matrices_and_answers(ready):
     assert said["only_in_a"] == []
     assert len(said["matrices"]) == 2
     assert {a["item_id"] for a in said["answers"]} >= {f"edit:{i}" for i in ready.ids}
+    assert all(a["b_passed"] and not a["a_passed"] for a in said["answers"] if a["kind"] == "edit")
+
+
+def test_diff_asks_what_both_hold_and_a_suite_of_the_moment(ready):
+    ready.submit(tiny.facts(2, start=4))
+    pipeline.drain(ready.context)
+    new = tiny.facts(1, start=4)[0]
+    item = {"id": "mine", "kind": "capability", "prompt": new.prompt, "expect": [new.target]}
+    plain = ready.run("diff", a="1", b="2").result
+    said = ready.run("diff", a="1", b="2", suite=[item]).result
+    assert said["asked"] == plain["asked"] + 1
+    assert plain["asked"] >= len(ready.ids) + 2 * 3  # the edits in both, and three of each new one
+    assert "mine" in {a["item_id"] for a in said["answers"]}
+    assert said["suite_digest"] != plain["suite_digest"]
+    twice = ready.run("diff", a="1", b="2", suite=[item, item])
+    assert "duplicate" in twice.error
 
 
 def test_a_report_is_one_page_and_the_same_as_json(ready, tmp_path):
