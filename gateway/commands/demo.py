@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from gateway.commands.models import SHIPPED_POLICIES, model_editor, model_source
+from gateway.commands.models import model_editor, model_source, policy_payload
 from gateway.demo.run import PACK, DemoOptions, run
 from gateway.errors import UserError
 from gateway.output import JsonOption, err, print_json
@@ -27,7 +27,9 @@ def demo(
         "smollm2"
     ),
     editor: Annotated[str, typer.Option(help="Editor file, or `shipped`.")] = "shipped",
-    policy: Annotated[str, typer.Option(help="Gate policy: `demo` or `default`.")] = "demo",
+    policy: Annotated[
+        str, typer.Option(help="Gate policy: `demo`, `default` or a YAML file.")
+    ] = "demo",
     pack: Annotated[Path, typer.Option(help="File of edit requests.")] = PACK,
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep the run's folder: logs, database, versions.")
@@ -45,11 +47,11 @@ def demo(
 
     `mend demo --json | tail -1 | jq .edit_success`
     """
-    if policy not in SHIPPED_POLICIES:
-        raise UserError(f"--policy is {policy!r}; it must be demo or default")
     if not pack.is_file():
         raise UserError(f"there is no file {pack}")
-    options = DemoOptions(model_source(source), model_editor(editor), policy, pack, keep)
+    options = DemoOptions(
+        model_source(source), model_editor(editor), policy, policy_payload(policy), pack, keep
+    )
     # `kill` ends the demo like Ctrl-C does: in order, leaving no process.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.default_int_handler)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from gateway import waiting
-from gateway.commands.models import SHIPPED_POLICIES, read_text
+from gateway.commands.models import policy_payload
 from gateway.commands.registry import VersionName
 from gateway.commands.requests import ModelOption, ReasonOption
 from gateway.errors import UserError
@@ -124,10 +123,7 @@ def gate_policy(
         if not reason.strip():
             raise UserError("another policy needs a reason: --reason")
         payload["reason"] = reason
-        if policy in SHIPPED_POLICIES:
-            payload["policy"] = policy
-        else:
-            payload["policy_text"] = read_text(Path(policy), "policy file")
+        payload |= policy_payload(policy)
     with open_session() as session:
         with session.transaction() as connection:
             chosen = find_model(connection, model)

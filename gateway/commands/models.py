@@ -86,10 +86,7 @@ def model_register(
         "auto_promote": auto_promote,
         "settings": {"dtype": dtype},
     }
-    if policy in SHIPPED_POLICIES:
-        payload["policy"] = policy
-    else:
-        payload["policy_text"] = read_text(Path(policy), "policy file")
+    payload |= policy_payload(policy)
     if suite is not None:
         payload["suite"] = read_items(suite)
     with open_session() as session, Status("loading the base …", console=err):
@@ -115,6 +112,17 @@ def model_source(source: str) -> str:
     if looks_like_path:
         raise UserError(f"there is no model folder {path}")
     return source
+
+
+def policy_payload(policy: str) -> dict[str, str]:
+    """How a job is told a policy: a shipped one by name, another by its text.
+
+    Raises:
+        UserError: Neither a shipped policy nor a file that can be read.
+    """
+    if policy in SHIPPED_POLICIES:
+        return {"policy": policy}
+    return {"policy_text": read_text(Path(policy), "policy file")}
 
 
 def model_editor(editor: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ class DemoOptions:
     Attributes:
         source: The base model.
         editor: Its editor.
-        policy: The gate policy, by name.
+        policy: The gate policy, as a person names it.
+        policy_payload: The same as a register job is told.
         pack: The edit requests.
         keep: Keep the run's folder (logs, database, versions).
     """
@@ -49,6 +50,7 @@ class DemoOptions:
     source: str = "smollm2"
     editor: str = "shipped"
     policy: str = "demo"
+    policy_payload: Mapping[str, str] = field(default_factory=lambda: {"policy": "demo"})
     pack: Path = PACK
     keep: bool = False
 
@@ -171,7 +173,7 @@ class Demo:
                 "name": MODEL_NAME,
                 "source": options.source,
                 "editor": options.editor,
-                "policy": options.policy,
+                **options.policy_payload,
             },
             None,
             "loading the base (the first time ever it is de-quantised: about 20 s more)",
@@ -269,10 +271,18 @@ class Demo:
         self._command(f'mend ask "{prompts[0]}" --version 0; mend ask "{prompts[0]}"')
         base = self._ask(session, model_id, prompts, "0")
         after = self._ask(session, model_id, prompts, "production")
-        self._command("mend rollback")
+        with session.transaction() as connection:
+            origin = versions.find(connection, model_id, "base")
+            # Where a worker died, its batch came back in two: production went two versions up.
+            one_step = versions.find(connection, model_id, "previous").id == origin.id
+        self._command("mend rollback" if one_step else "mend rollback 0")
         with session.transaction() as connection:
             move = aliases.rollback(
-                connection, model_id, actor=actor(), reason="the demo shows the way back"
+                connection,
+                model_id,
+                to_version_id=origin.id,
+                actor=actor(),
+                reason="the demo shows the way back",
             )
         self._say(f"production: version {move.from_number} → version {move.to_number}")
         back = self._ask(session, model_id, prompts, "production")

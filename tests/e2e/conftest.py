@@ -8,6 +8,16 @@ from pathlib import Path
 
 import pytest
 
+POLICY = """
+name: own-prompts
+hard: {update_norm: null, own_prompt: true}
+success: null
+generality: null
+parent: null
+drift: null
+"""
+"""Every edit's own prompt must be answered; nothing else is asked of a random model."""
+
 TINY = Path(__file__).parents[1] / "workers" / "tiny.py"
 
 
@@ -20,6 +30,7 @@ def tiny(tmp_path_factory):
     root = tmp_path_factory.mktemp("tiny")
     source = made.make_model(root / "model")
     made.make_editor(source, root / "editor.safetensors")
+    (root / "policy.yaml").write_text(POLICY)
     pack = root / "pack.jsonl"
     with pack.open("w") as stream:
         for edit in made.facts(6):
@@ -37,4 +48,5 @@ def tiny(tmp_path_factory):
         "--source", str(source),
         "--editor", str(root / "editor.safetensors"),
         "--pack", str(pack),
+        "--policy", str(root / "policy.yaml"),
     ]  # fmt: skip

@@ -61,9 +61,9 @@ def start(home):
     # Where the tests run in a shell's background, SIGINT is ignored, and children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def run(*args):
+    def run(*args, **settings):
         out, err = (home.parent / "out").open("wb"), (home.parent / "err").open("wb")
-        environment = {**os.environ, "MEND_HOME": str(home), "MEND_THREADS": "1"}
+        environment = {**os.environ, "MEND_HOME": str(home), "MEND_THREADS": "1", **settings}
         environment.pop("DATABASE_URL", None)
         environment.pop("BROKER_URL", None)
         with out, err:
@@ -117,11 +117,21 @@ def test_the_demo_ends_right_and_leaves_nothing(start, home, tiny, kill):
     assert set(result) >= KEYS
     assert result["edits"] == 6
     assert result["version"].startswith("sha256:")
-    assert result["rolled_back"] is result["promoted"]
+    assert result["promoted"]
+    assert result["rolled_back"]
     assert sum(result["states"].values()) == 6
     assert not {"queued", "claimed", "submitted"} & set(result["states"])
     nothing_left(home)
     assert list((home / "demo").glob("run-*")) == []
+
+
+def test_edits_that_came_in_two_versions_are_all_rolled_back(start, home, tiny):
+    assert ended(start("demo", "--json", *tiny, MEND_BATCH_EDITS="3"), home) == 0, said(home)
+    result = json.loads(said(home, "out").splitlines()[-1])
+    assert result["promoted"]
+    assert result["number"] >= 2
+    assert result["rolled_back"]
+    assert "mend rollback 0" in said(home)
 
 
 @pytest.mark.parametrize(
