@@ -89,7 +89,10 @@ def promote(
     reason: str,
     approved_by: str | None = None,
 ) -> AliasMove:
-    """Move production to a proven version.
+    """Move production to a proven version; a candidate it was built on comes along.
+
+    Left behind by a rollback that is undone now, the candidate would make a next version without
+    edits that are live.
 
     Raises:
         Unproven: Its gate has not passed and nobody overrode it.
@@ -97,7 +100,12 @@ def promote(
         AliasProtected: production is protected and no second person approves.
         WrongState: It is in production already.
     """
-    return _move(conn, model_id, PRODUCTION, version_id, "promote", actor, reason, approved_by)
+    made = _move(conn, model_id, PRODUCTION, version_id, "promote", actor, reason, approved_by)
+    behind = get(conn, model_id, CANDIDATE).version_id
+    if behind != version_id and versions.descends(conn, version_id, behind):
+        why = f"follows production: {reason}"
+        _move(conn, model_id, CANDIDATE, version_id, "move", actor, why, approved_by)
+    return made
 
 
 def rollback(

@@ -49,6 +49,27 @@ def get(conn: Connection, version_id: int, *, lock: bool = False) -> Version:
     return rows.version(row)
 
 
+def descends(conn: Connection, version_id: int, from_id: int) -> bool:
+    """Whether a version is another or was built on it, directly or over versions between."""
+    return bool(
+        conn.execute(
+            text(
+                """
+                WITH RECURSIVE line AS (
+                    SELECT id, parent_id FROM versions WHERE id = :version
+                    UNION ALL
+                    SELECT parent.id, parent.parent_id
+                      FROM versions AS parent JOIN line ON parent.id = line.parent_id
+                     WHERE parent.number >= (SELECT number FROM versions WHERE id = :from)
+                )
+                SELECT EXISTS (SELECT FROM line WHERE id = :from)
+                """
+            ),
+            {"version": version_id, "from": from_id},
+        ).scalar_one()
+    )
+
+
 def demand_files(version: Version) -> None:
     """Refuse a version whose files are gone.
 

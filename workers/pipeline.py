@@ -471,6 +471,8 @@ def conclude(
     serving = version_rows.find(conn, model.id, alias_rows.PRODUCTION)
     # Nor is one on another base than production's: going there is a person's decision.
     wanted = model.auto_promote and footing.shared(serving, version)
+    # Nor is one that was not built on production: it would take away what a person put there.
+    wanted = wanted and version_rows.descends(conn, version.id, serving.id)
     if promote is not None:
         wanted = promote
     if decision.outcome is Outcome.PASS and newest and wanted:

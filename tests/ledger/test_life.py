@@ -32,6 +32,21 @@ def test_edit_goes_live_and_back(desk):
     assert kinds[:3] == ["edit.submitted", "batch.claimed", "version.committed"]
 
 
+def test_what_is_built_after_an_undone_rollback_holds_all_that_is_live(desk):
+    first = desk.submit("Fact a is", "A").edit_id
+    one = desk.round()
+    second = desk.submit("Fact b is", "B").edit_id
+    two = desk.round()
+    desk.do(aliases.rollback, desk.model_id, to_version_id=one.id, actor="op", reason="odd")
+    desk.promote(two.id)
+    third = desk.submit("Fact c is", "C").edit_id
+    made = desk.round()
+    assert made.parent_number == two.number
+    assert {m.edit_id for m in desk.do(versions.live_set, made.id)} == {first, second, third}
+    assert {desk.state(i) for i in (first, second, third)} == {"live"}
+    assert desk.do(doctor.check, deep=True) == []
+
+
 def test_newer_edit_of_a_fact_replaces_the_older_in_the_version(desk):
     old = desk.submit(target="Glorbia").edit_id
     desk.round()

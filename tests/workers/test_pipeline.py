@@ -363,6 +363,31 @@ def test_rollback_and_then_a_new_batch_build_on_what_is_in_production(make_servi
     check(service, context)
 
 
+def test_nothing_that_was_not_built_on_production_goes_there_by_itself(make_service, inside):
+    service = make_service()
+    context = inside(service)
+    service.submit(tiny.facts(2))
+    drain(context)
+    kept = service.submit(tiny.facts(2, start=2))
+    drain(context)
+    first = version(service, 1)
+    roll = {"to_version_id": first.id, "actor": "ann", "reason": "look"}
+    service.do(lambda c: aliases.rollback(c, service.model.id, **roll))
+    service.submit(tiny.facts(1, start=4))
+    drain(context)
+    assert version(service, "production").number == 3
+    # A person goes back to the other line; the candidate stays on its own.
+    back = version(service, 2).id
+    service.do(lambda c: aliases.promote(c, service.model.id, back, actor="ann", reason="no"))
+    service.submit(tiny.facts(1, start=5))
+    drain(context)
+    assert version(service, 4).gate.value == "pass"
+    assert version(service, "candidate").number == 4
+    assert version(service, "production").number == 2
+    assert set(service.states(kept).values()) == {EditState.LIVE}
+    check(service, context)
+
+
 def test_only_the_files_of_needed_versions_are_kept(make_service, inside):
     service = make_service()
     context = inside(service)
