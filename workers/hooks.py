@@ -225,7 +225,9 @@ def exported(context: Context, model: Model, number: int, digest: str, style: st
     from workers.jobs.export import write_export  # noqa: PLC0415 - jobs import this module's caller
 
     folder = context.config.home / "exports" / f"{digest.removeprefix('sha256:')}-{style}"
-    if not folder.exists():
+    if folder.exists():
+        folder.touch()  # used again: not for `collect` now
+    else:
         write_export(context, model, number, style=style, folder=folder)
     return folder
 

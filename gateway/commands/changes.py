@@ -293,7 +293,7 @@ def revert(
 ) -> None:
     """Make a version without some edits, exactly as if they had never been there.
 
-    The new version goes through the gate like any other.
+    The new version goes through the gate like any other; exit code 1 where it does not pass.
 
     Example: `mend revert 12 --reason "the source withdrew it"`
     """
@@ -304,7 +304,23 @@ def revert(
         timeout=timeout,
         doing="reverting",
     )
-    emit(result, as_json, lambda: _say_result(result))
+
+    def human() -> None:
+        out_of = ", ".join(map(str, result["edits"]))
+        say(f"Version {result['number']} ({short(result['digest'])}) is without edit {out_of}.")
+        if result["promoted"]:
+            say("Its gate passed; it is in production.")
+        elif result["passed"]:
+            say(f"Its gate passed; put it into production with `mend promote {result['number']}`.")
+        else:
+            say(f"Its gate says {result['gate']}; production stays as it is:")
+            for check in result["checks"]:
+                if check["outcome"] not in ("pass", "skipped"):
+                    say(f"  {check['name']}: {check['sentence']}")
+
+    emit(result, as_json, human)
+    if not result["passed"]:
+        raise typer.Exit(1)
 
 
 @app.command()

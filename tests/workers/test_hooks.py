@@ -171,6 +171,35 @@ def test_the_first_move_of_an_alias_of_the_users_own_is_told(make_service, insid
     assert not (context.config.aliases / "tiny" / "production").exists()
 
 
+def test_exports_that_no_alias_needs_are_collected(make_service, inside):
+    service = make_service(settings={"hooks": [{"kind": "folder", "format": "merged"}]})
+    context = inside(service)
+    for start in range(3):
+        service.submit(tiny.facts(1, start=start))
+        pipeline.drain(context)
+        pipeline.drain(context, sweep_first=True)
+    exports = context.config.home / "exports"
+    link = context.config.aliases / "tiny" / "production"
+    assert len(list(exports.iterdir())) == 3
+
+    def collect(grace):
+        payload = {"keep_last": 3, "grace_seconds": grace}
+        job = service.do(
+            lambda c: jobs.submit(c, "collect", payload, model_id=service.model.id, actor="op")
+        )
+        pipeline.drain(context)
+        return service.do(lambda c: jobs.get(c, job.id)).result["exports"]
+
+    assert collect(3600.0) == 0
+    assert collect(0.0) == 2
+    assert [folder.resolve() for folder in exports.iterdir()] == [link.resolve()]
+    assert (link / "config.json").exists()
+    service.do(lambda c: aliases.rollback(c, service.model.id, actor="ann", reason="look"))
+    pipeline.drain(context, sweep_first=True)
+    assert (link / "config.json").exists()
+    assert len(list(exports.iterdir())) == 2
+
+
 def test_a_link_is_swapped_without_a_moment_of_absence(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
