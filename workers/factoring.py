@@ -22,9 +22,11 @@ from ledger import models as model_rows
 from ledger.errors import LedgerError, StaleFence
 from ledger.events import Listener
 from ledger.records import BatchProgress, Chunk, FactorRecord
+from ledger.states import EditState
 from mend_core.datasets.edit import Edit
 from mend_core.errors import EditError, NonFinite
 from mend_core.factors import FactorRows, GridRows
+from mend_core.probes.asking import unaskable
 from workers import faults
 from workers.context import Context, Held
 from workers.runtime import WarmModel, core_edit
@@ -79,6 +81,24 @@ NOT_FINITE = f"{NonFinite.__name__}: "
 def _problem(error: EditError) -> str:
     """An edit's error as the ledger keeps it; the class name tells what becomes of the edit."""
     return f"{type(error).__name__}: {error}"
+
+
+def fail_unaskable(context: Context, held: Held, warm: WarmModel, batch_id: int) -> None:
+    """Fail the edits of a batch whose paraphrases or locality prompts the model cannot be asked.
+
+    One of them in a version, and that version could never be judged, nor anything after it.
+    """
+
+    def look(conn: Connection) -> list[Edit]:
+        claimed = batch_rows.edits_of(conn, batch_id, states=[EditState.CLAIMED])
+        return [core_edit(edit) for edit in claimed]
+
+    found = unaskable(warm.base, context.transact(look))
+    if found:
+        errors = {int(i): f"its own probes cannot be asked: {why}" for i, why in found.items()}
+        context.transact(
+            lambda conn: queue.fail(conn, held.lease, batch_id, errors, actor=context.actor)
+        )
 
 
 def set_aside(context: Context, held: Held, batch_id: int) -> None:

@@ -33,7 +33,7 @@ from mend_core.probes import Outcome
 from workers import blaming, faults, hooks, proving, restoring
 from workers.building import build, files_of, weights_of
 from workers.context import Context, Held, Stopping
-from workers.factoring import factor_record, help_any, run_batch
+from workers.factoring import factor_record, fail_unaskable, help_any, run_batch
 from workers.jobs import run_one
 from workers.proving import Judge, Verdict
 from workers.runtime import WarmModel, core_edit
@@ -81,7 +81,7 @@ def _model(context: Context, model_id: int) -> bool | None:
     model = context.transact(lambda conn: model_rows.get(conn, model_id))
     try:
         warm = context.models.get(model)
-        proving.check_model(model)
+        proving.check_model(model, warm)
     except (MendError, OSError) as error:
         log.error("model %s cannot be worked on: %s", model.name, error)  # noqa: TRY400 - the message is for a person
         context.rest(model_id)
@@ -221,6 +221,7 @@ class Build:
     def run(self) -> None:
         """Bring the batch to its end."""
         run_batch(self.context, self.held, self.warm, self.batch.id)
+        fail_unaskable(self.context, self.held, self.warm, self.batch.id)
         for _ in range(REPLANS):
             self.context.check()
             version = self._unjudged()

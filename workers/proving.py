@@ -30,6 +30,7 @@ from mend_core.probes import (
     sample_edits,
     summarise,
 )
+from mend_core.probes.asking import check_suite
 from mend_core.probes.results import question
 from mend_core.probes.scoring import Scorer
 from workers.building import Built, build, digest_of
@@ -53,15 +54,18 @@ def user_items(model: Model) -> tuple[ProbeItem, ...]:
     return tuple(ProbeItem.from_dict(record) for record in records)
 
 
-def check_model(model: Model) -> None:
+def check_model(model: Model, warm: WarmModel) -> None:
     """Refuse a policy or a suite that no version could be judged by, before anything is claimed.
 
     Raises:
-        SuiteInvalid: An item breaks a rule of the format.
+        SuiteInvalid: An item breaks a rule of the format, or the model cannot be asked it.
         PolicyInvalid: The policy breaks one of its own.
     """
-    user_items(model)
     policy_of(model)
+    items = user_items(model)
+    if items != warm.askable:
+        check_suite(warm.base, ProbeSuite(items))
+        warm.askable = items
 
 
 def policy_of(model: Model) -> Policy:

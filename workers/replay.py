@@ -9,6 +9,7 @@ from enum import StrEnum
 from mend_core.datasets.edit import Edit
 from mend_core.factors import GridRows, compose, materialise
 from mend_core.probes import ProbeItem, ProbeKind, ProbeResult, ProbeSuite
+from mend_core.probes.asking import unaskable
 from mend_core.probes.checks import passes
 from mend_core.probes.policy import Score
 from mend_core.probes.scoring import Scorer
@@ -135,8 +136,12 @@ def _factors(
     for start in range(0, len(edits), context.config.chunk_edits):
         context.check()
         part = edits[start : start + context.config.chunk_edits]
+        mute = unaskable(warm.base, part)
         for edit, factor in zip(part, compute(warm, part), strict=True):
-            if isinstance(factor, GridRows):
+            if edit.id in mute:
+                why = f"its own probes cannot be asked: {mute[edit.id]}"
+                done.told[edit.id] = Told(Fate.CANNOT_BE_APPLIED, why)
+            elif isinstance(factor, GridRows):
                 found[edit.id] = factor
             else:
                 done.told[edit.id] = Told(Fate.CANNOT_BE_APPLIED, str(factor))

@@ -24,7 +24,7 @@ from mend_core.errors import EditorCorrupt, EditorMismatch
 from mend_core.factors import Composition, FactorStore, VersionStore
 from mend_core.models import Base, Overlay, PrefixCache, load_base
 from mend_core.models.shipped import cache_root
-from mend_core.probes import ProbeResult
+from mend_core.probes import ProbeItem, ProbeResult
 from workers.answers import Answers
 from workers.settings import Settings
 
@@ -66,6 +66,7 @@ class WarmModel:
         factors: The factor store.
         versions: The version store.
         answers: What the base answered to probe items.
+        askable: The model's own probe items as they were last seen to fit the base.
     """
 
     def __init__(self, model: Model, config: Settings, base: Base | None = None) -> None:
@@ -94,6 +95,7 @@ class WarmModel:
         self.versions = VersionStore(config.versions)
         kept = cache_root() / "answers" if config.keep_answers else None
         self.answers = Answers(self.base, kept)
+        self.askable: tuple[ProbeItem, ...] = ()
         self._results: OrderedDict[str, tuple[ProbeResult, ...]] = OrderedDict()
         self._overlay = Overlay(self.base)
         self._weights: OrderedDict[str, Weights] = OrderedDict()

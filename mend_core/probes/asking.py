@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from mend_core.datasets.edit import Edit
 from mend_core.errors import EditError, SuiteInvalid
 from mend_core.models.base import Base
 from mend_core.models.encode import IGNORE, Encoded, encode_pairs, encode_prompts
+from mend_core.models.generate import stop_tokens
 from mend_core.probes.decode import Goal, Stops, Track
 from mend_core.probes.suites import (
     TARGET_KINDS,
@@ -15,6 +17,7 @@ from mend_core.probes.suites import (
     ProbeItem,
     ProbeKind,
     ProbeSuite,
+    build_suite,
 )
 
 TARGET_SLACK = 2
@@ -86,6 +89,31 @@ def encode_suite(base: Base, suite: ProbeSuite, stops: Stops) -> list[Asked]:
         goal = Goal(max(1, min(limit, room)), lines=lines, target=target)
         asked.append(Asked(item, prompts[item.id], target, goal))
     return asked
+
+
+def check_suite(base: Base, suite: ProbeSuite) -> None:
+    """Refuse a suite that a model cannot be asked, without asking it.
+
+    Raises:
+        SuiteInvalid: Names the item and what is wrong, e.g. how many tokens it has.
+    """
+    encode_suite(base, suite, Stops(stop_tokens(base), frozenset(), frozenset()))
+
+
+def unaskable(base: Base, edits: Sequence[Edit]) -> dict[str, str]:
+    """Edits whose own probes a model cannot be asked, by id, each with the reason.
+
+    Such an edit could be built and never be judged, and with it everything built on it.
+    """
+    try:
+        check_suite(base, build_suite(edits))
+    except SuiteInvalid as error:
+        if len(edits) == 1:
+            return {edits[0].id: str(error.__cause__ or error)}
+    else:
+        return {}
+    half = len(edits) // 2
+    return unaskable(base, edits[:half]) | unaskable(base, edits[half:])
 
 
 def _text_tokens(base: Base, text: str) -> tuple[int, ...]:

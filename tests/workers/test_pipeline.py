@@ -8,7 +8,7 @@ import pytest
 from ledger import aliases, batches, doctor, edits, gates, versions
 from ledger import models as rows
 from ledger.states import EditState
-from mend_core.datasets.edit import Edit
+from mend_core.datasets.edit import Edit, PromptAnswer
 from mend_core.editors import load_editor
 from mend_core.factors import VersionStore, version_digest, weights_digest
 from tests.workers import tiny
@@ -89,6 +89,43 @@ def test_bad_edits_fail_alone(make_service, inside):
     row = service.do(lambda c: edits.get(c, long[0]))
     assert "PromptTooLong" in row.error
     check(service, context)
+
+
+def test_an_edit_whose_probes_the_model_cannot_be_asked_fails_alone(make_service, inside):
+    service = make_service()
+    context = inside(service)
+    good = service.submit(tiny.facts(3))
+    far = PromptAnswer("river " * 80)
+    long = service.submit(
+        [Edit(id="x", prompt="The capital of country30", target="city1", locality=(far,))]
+    )
+    drain(context)
+    assert set(service.states(good).values()) == {EditState.LIVE}
+    assert service.states(long) == {long[0]: EditState.FAILED}
+    row = service.do(lambda c: edits.get(c, long[0]))
+    assert "locality" in row.error
+    assert "80 tokens" in row.error
+    check(service, context)
+
+
+def test_a_suite_the_model_cannot_be_asked_stops_it_before_anything_is_claimed(
+    make_service, inside, caplog
+):
+    item = {"id": "far", "kind": "protected", "prompt": "river " * 80}
+    service = make_service(settings={"suite": [item]})
+    context = inside(service)
+    ids = service.submit(tiny.facts(2))
+    drain(context)
+    assert set(service.states(ids).values()) == {EditState.QUEUED}
+    assert "edit far: 80 tokens" in caplog.text
+    service.do(
+        lambda c: rows.configure(
+            c, service.model.id, actor="op", reason="too long", settings={"suite": []}
+        )
+    )
+    context.resting.clear()
+    drain(context)
+    assert set(service.states(ids).values()) == {EditState.LIVE}
 
 
 def test_the_culprit_is_quarantined_with_its_evidence_and_the_rest_goes_on(make_service, inside):
