@@ -14,8 +14,8 @@ from gateway.commands.requests import ModelOption, ReasonOption
 from gateway.commands.tools import PASS_ON, hand_over
 from gateway.errors import UserError
 from gateway.items import parse_items
-from gateway.output import JsonOption, emit, err, print_table, say, short
-from gateway.session import actor, find_model, open_session
+from gateway.output import JsonOption, emit, err, note, print_table, say, short
+from gateway.session import Session, actor, find_model, open_session
 from ledger import models
 
 app = typer.Typer(rich_markup_mode="markdown")
@@ -44,6 +44,9 @@ app.add_typer(editor_app, name="editor")
 app.add_typer(suite_app, name="suite")
 
 SHIPPED_POLICIES = ("default", "demo")
+
+SUITE_SECONDS = 300.0
+"""Longest wait for a worker to try new probe items; it may have to load the model first."""
 
 
 @model_app.command(name="register")
@@ -356,6 +359,8 @@ def suite_add(
     items = read_items(file)
     if not items:
         raise UserError(f"{file} holds no probe items")
+    with open_session() as session:
+        _try_items(session, model, items)
     with open_session() as session, session.transaction() as connection:
         chosen = find_model(connection, model)
         present = [] if replace else list(chosen.settings.get("suite", ()))
@@ -375,6 +380,27 @@ def suite_add(
         {"added": len(items), "items": total},
         as_json,
         lambda: say(f"{len(items)} items added; {chosen.name} now has {total}."),
+    )
+
+
+def _try_items(session: Session, model: str | None, items: list[dict[str, Any]]) -> None:
+    """Has a worker see whether the model can be asked the items; only it knows the tokens.
+
+    Raises:
+        UserError: It cannot; the item is named.
+    """
+    with session.transaction() as connection:
+        chosen = find_model(connection, model)
+    if not waiting.worker_alive(session):
+        note("no worker is alive: whether the items fit the model's context was not checked")
+        return
+    waiting.run_job(
+        session,
+        "suite",
+        {"items": items},
+        model_id=chosen.id,
+        actor=actor(),
+        timeout=SUITE_SECONDS,
     )
 
 

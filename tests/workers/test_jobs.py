@@ -178,6 +178,14 @@ def test_a_policy_is_shown_and_changed_and_what_was_judged_keeps_the_old(ready, 
     assert said["decision"]["policy_digest"] == old["policy_digest"]
 
 
+def test_probe_items_are_tried_before_they_are_kept(ready):
+    item = {"id": "far", "kind": "protected", "prompt": "river of"}
+    assert ready.run("suite", items=[item]).result["items"] == 1
+    refused = ready.run("suite", items=[item | {"prompt": "river " * 80}])
+    assert refused.state is JobState.FAILED
+    assert "edit far: 80 tokens" in refused.error
+
+
 def test_collect_keeps_what_is_needed(ready):
     for start in (4, 6):
         ready.submit(tiny.facts(2, start=start))

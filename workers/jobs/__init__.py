@@ -35,6 +35,7 @@ HANDLERS: Mapping[str, str] = {
     "report": "workers.jobs.report:report",
     "gate": "workers.jobs.gate:gate",
     "policy": "workers.jobs.policy:policy",
+    "suite": "workers.jobs.suite:suite",
     "collect": "workers.jobs.collect:collect",
     "doctor": "workers.jobs.doctor:doctor",
     "hook": "workers.hooks:deliver",

@@ -17,7 +17,8 @@ from mend_core.editors.shipped import shipped_editor, shipped_editors
 from mend_core.errors import EditorMismatch, EditorNotFound
 from mend_core.factors import version_digest
 from mend_core.models import load_base
-from mend_core.probes import ProbeItem, load_policy, parse_policy
+from mend_core.probes import ProbeItem, ProbeSuite, load_policy, parse_policy
+from mend_core.probes.asking import check_suite
 from workers.context import Context
 from workers.jobs import JobInvalid
 from workers.jobs.payload import field
@@ -122,6 +123,7 @@ def register(context: Context, job: Job) -> Mapping[str, Any]:
     base = load_base(
         source, device=context.config.device, dtype=str(settings.get("dtype", "float32"))
     )
+    check_suite(base, ProbeSuite(tuple(items)))
     path = editor_path(field(job, "editor", str, SHIPPED), base.digest)
     loaded = factor_editor(path)
     loaded.check(base)
