@@ -41,7 +41,18 @@ class BrokerUnsupported(ValueError):
 
 
 class PromptConnection(Connection):  # type: ignore[misc]  # kombu is untyped
-    """A broker connection whose waits are short: Celery's own of 2 s would delay every stop."""
+    """A broker connection whose waits are short: Celery's own of 2 s would delay every stop.
+
+    Over pgmq it uses `workers.pgmq_transport`.
+    """
+
+    def get_transport_cls(self) -> Any:
+        """Kombu's transport for the URL, ours for pgmq."""
+        if self.transport_cls == "pgmq":
+            from workers.pgmq_transport import Transport  # noqa: PLC0415 - only where pgmq is used
+
+            return Transport
+        return super().get_transport_cls()
 
     def drain_events(self, **options: Any) -> Any:
         """Wait for a message, `STOP_SECONDS` at most where the wait is bounded at all."""
