@@ -248,7 +248,8 @@ class SubjectEditor(RidgeEditor):
         tensors: dict[str, Tensor],
     ) -> SubjectEditor:
         """See `Editor.from_state`."""
-        settings = dict(header["subject"])
+        # Files from before these settings were composed without them.
+        settings: dict[str, Any] = {"share": 1.0, "strength": 1.0, **header["subject"]}
         settings["prefixes"] = tuple(settings["prefixes"])
         protected = {
             str(n): PrincipalKeys(tensors[f"protected.{n}"], int(exponent), float(rest))

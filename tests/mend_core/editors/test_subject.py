@@ -46,6 +46,15 @@ def test_it_edits_and_comes_back_from_its_file(knowing_llama, editor, tmp_path):
         assert torch.equal(change, delta[name])
 
 
+def test_a_file_from_before_the_strength_composes_as_it_did(editor):
+    header, tensors = editor.state()
+    old = {**header, "subject": dict(header["subject"])}
+    del old["subject"]["strength"], old["subject"]["share"]
+    again = SubjectEditor.from_state(editor.base_digest, editor.shapes, old, tensors)
+    assert again.composition.strength == 1.0
+    assert again.config.share == 1.0
+
+
 def test_an_edit_does_not_depend_on_its_company(knowing_llama, editor):
     alone = editor.factor(knowing_llama, EDITS[2:3])[0]
     among = editor.factor(knowing_llama, EDITS)[2]
