@@ -9,6 +9,7 @@ from mend_core.models import base_digest
 from tests.workers import tiny
 from workers import pipeline
 from workers.building import weights_of
+from workers.jobs import judged
 from workers.jobs.doctor import recomputer
 
 
@@ -216,15 +217,13 @@ def test_a_batch_on_its_way_when_the_base_is_rolled_back_is_built_again(
 def test_an_unjudged_version_on_the_new_base_is_judged_when_its_job_runs_again(
     ready, elsewhere, monkeypatch
 ):
-    from workers.jobs import rebase  # noqa: PLC0415 - to break it
-
-    judge_of = rebase.judge_of
+    judge_of = judged.judge_of
 
     def dies(*_args):
-        monkeypatch.setattr(rebase, "judge_of", judge_of)
+        monkeypatch.setattr(judged, "judge_of", judge_of)
         raise pipeline.Stopping
 
-    monkeypatch.setattr(rebase, "judge_of", dies)
+    monkeypatch.setattr(judged, "judge_of", dies)
     job = ready.run("rebase", **elsewhere)
     assert job.state is JobState.DONE
     assert job.result["number"] == 2

@@ -25,15 +25,14 @@ from ledger.records import Editor, Job, Model, SetMember, Version
 from ledger.requests import Asked, EditRequest
 from mend_core.factors import version_digest
 from mend_core.models import load_base
-from mend_core.probes import Outcome
 from mend_core.probes.suites import UNCHANGED_KINDS
-from workers import hooks
 from workers.context import Context, Held
 from workers.factoring import factor_record
 from workers.jobs import Busy, JobInvalid
+from workers.jobs.judged import judged
 from workers.jobs.payload import field, find_version, model_of
 from workers.jobs.register import SHIPPED, editor_path, factor_editor
-from workers.pipeline import commit_plan, conclude, judge_of
+from workers.pipeline import commit_plan
 from workers.proving import Verdict, policy_of
 from workers.replay import Fate, Replay, replay
 from workers.runtime import WarmModel, core_edit
@@ -256,31 +255,12 @@ def _rebase(context: Context, held: Held, job: Job) -> Mapping[str, Any]:
     version = context.transact(lambda conn: _begun(conn, model, job))
     if version is None:
         version = _commit(context, held, job, model)
-    judge, edits, members = judge_of(context, model, version)
-    verdict = judge.judge_version(version, members, edits)
-    verdict.suite.save(context.config.suites)
-    done = version
-    promoted = context.transact(
-        lambda conn: conclude(
-            conn,
-            context,
-            model=model,
-            version=done,
-            verdict=verdict,
-            follow=lambda _: None,
-            promote=bool(job.payload.get("promote", False)),
-        )
-    )
-    if promoted:
-        hooks.submit_due(context)
+    promote = bool(job.payload.get("promote", False))
+    verdict, told = judged(context, model, version, promote=promote)
     changed = changed_answers(verdict)
-    return dict(version.meta["rebase"]) | {
-        "number": version.number,
-        "digest": version.digest,
-        "gate": verdict.decision.outcome.value,
-        "passed": verdict.decision.outcome is Outcome.PASS,
-        "promoted": promoted,
-        "checks": [c.to_dict() for c in verdict.decision.checks],
+    return {
+        **version.meta["rebase"],
+        **told,
         "changed_answers": changed[:CHANGED_LIMIT],
         "changed": len(changed),
     }

@@ -11,12 +11,11 @@ from ledger import planning
 from ledger import versions as version_rows
 from ledger.errors import StaleParent
 from ledger.records import Job, Model, Plan, SetMember, Version
-from mend_core.probes import Outcome
-from workers import hooks
 from workers.context import Context, Held
 from workers.jobs import Busy, JobInvalid
+from workers.jobs.judged import judged
 from workers.jobs.payload import model_of
-from workers.pipeline import commit_plan, conclude, judge_of
+from workers.pipeline import commit_plan
 
 REPLANS = 5
 
@@ -87,29 +86,5 @@ def _revert(
             if attempt == REPLANS - 1:
                 raise
     assert version is not None
-    judge, edits, members = judge_of(context, model, version)
-    verdict = judge.judge_version(version, members, edits)
-    verdict.suite.save(context.config.suites)
-    done = version
-    promoted = context.transact(
-        lambda conn: conclude(
-            conn,
-            context,
-            model=model,
-            version=done,
-            verdict=verdict,
-            follow=lambda _: None,
-        )
-    )
-    if promoted:
-        hooks.submit_due(context)
-    return {
-        "model": model.name,
-        "number": version.number,
-        "digest": version.digest,
-        "gate": verdict.decision.outcome.value,
-        "passed": verdict.decision.outcome is Outcome.PASS,
-        "promoted": promoted,
-        "edits": ids,
-        "checks": [c.to_dict() for c in verdict.decision.checks],
-    }
+    _, told = judged(context, model, version)
+    return told | {"model": model.name, "edits": ids}
