@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -151,6 +152,15 @@ def gate_policy(
     emit(result, as_json, human)
 
 
+def _decided(decide: Callable[..., object], version: str, model: str | None, reason: str) -> int:
+    """A person's word on a version's gate; its number."""
+    with open_session() as session, session.transaction() as connection:
+        chosen = find_model(connection, model)
+        found = find_version(connection, chosen, version)
+        decide(connection, found.id, actor=actor(), reason=reason)
+    return found.number
+
+
 @gate_app.command(name="override")
 def gate_override(
     version: VersionName,
@@ -164,14 +174,11 @@ def gate_override(
 
     Example: `mend gate override 7 --reason "false alarm: probe 12 was wrong"`
     """
-    with open_session() as session, session.transaction() as connection:
-        chosen = find_model(connection, model)
-        found = find_version(connection, chosen, version)
-        gates.override(connection, found.id, actor=actor(), reason=reason)
+    number = _decided(gates.override, version, model, reason)
     emit(
-        {"version": found.number, "overridden_by": actor()},
+        {"version": number, "overridden_by": actor()},
         as_json,
-        lambda: say(f"Version {found.number} may now be promoted: `mend promote {found.number}`."),
+        lambda: say(f"Version {number} may now be promoted: `mend promote {number}`."),
     )
 
 
@@ -188,14 +195,11 @@ def gate_withdraw(
 
     Example: `mend gate withdraw 7 --reason "the suite asked the wrong questions"`
     """
-    with open_session() as session, session.transaction() as connection:
-        chosen = find_model(connection, model)
-        found = find_version(connection, chosen, version)
-        gates.withdraw(connection, found.id, actor=actor(), reason=reason)
+    number = _decided(gates.withdraw, version, model, reason)
     emit(
-        {"version": found.number, "withdrawn_by": actor()},
+        {"version": number, "withdrawn_by": actor()},
         as_json,
-        lambda: say(f"Version {found.number} is not proven any more."),
+        lambda: say(f"Version {number} is not proven any more."),
     )
 
 
@@ -210,12 +214,9 @@ def gate_decline(
 
     Example: `mend gate decline 7 --reason "not enough probes to be sure"`
     """
-    with open_session() as session, session.transaction() as connection:
-        chosen = find_model(connection, model)
-        found = find_version(connection, chosen, version)
-        gates.decline(connection, found.id, actor=actor(), reason=reason)
+    number = _decided(gates.decline, version, model, reason)
     emit(
-        {"version": found.number, "declined_by": actor()},
+        {"version": number, "declined_by": actor()},
         as_json,
-        lambda: say(f"Version {found.number} is declined."),
+        lambda: say(f"Version {number} is declined."),
     )
