@@ -8,6 +8,7 @@ Every ledger function takes a `Connection` in a transaction that the caller open
 from __future__ import annotations
 
 import random
+import select
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,8 +20,9 @@ import psycopg
 from sqlalchemy import Connection, Engine, TextClause, create_engine, event
 from sqlalchemy import text as parse_text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from ledger.errors import DatabaseDown
 from ledger.home import normalise_url
@@ -31,6 +33,8 @@ CONNECT_TIMEOUT_SECONDS = 5
 RETRY_ATTEMPTS = 5
 RETRY_FIRST_SECONDS = 0.1
 WAIT_POLL_SECONDS = 0.05
+RESTED_SECONDS = 1.0
+"""A pooled connection that was not used for so long is pinged before it is."""
 _RETRYABLE_STATES = frozenset({"40001", "40P01"})  # serialization failure, deadlock
 
 
@@ -48,13 +52,13 @@ def engine_from_url(
 ) -> Engine:
     """An engine for a Postgres URL; connects on first use.
 
-    Dead pooled connections are found by a ping before use, half-open ones by TCP keep-alives.
+    Dead pooled connections are found by a look at their socket before use, and by a ping where they
+    have rested; half-open ones by TCP keep-alives.
     """
     engine = create_engine(
         normalise_url(url),
         pool_size=pool_size,
         max_overflow=pool_size,
-        pool_pre_ping=True,
         pool_timeout=30,
         echo=echo,
         connect_args={
@@ -74,7 +78,41 @@ def engine_from_url(
             cursor.execute("SET TIME ZONE 'UTC'")
         connection.commit()
 
+    _watch(engine)
     return engine
+
+
+def _watch(engine: Engine) -> None:
+    """Find dead pooled connections as they are handed out; all are replaced where one is dead.
+
+    SQLAlchemy's `pool_pre_ping` asks the server each time: as long as many a statement takes. A
+    server that went away has closed the socket, which the kernel tells for nothing.
+    """
+
+    @event.listens_for(engine, "checkin")
+    def _rests(_connection: Any, record: ConnectionPoolEntry) -> None:
+        record.info["since"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def _is_there(connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:
+        since = record.info.pop("since", None)
+        if since is None:  # just connected
+            return
+        if time.monotonic() - since < RESTED_SECONDS and not _said_something(connection):
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except psycopg.Error as error:
+            raise InvalidatePoolError from error
+
+
+def _said_something(connection: psycopg.Connection[Any]) -> bool:
+    """Whether an idle connection's socket has something to read: an end, or the words before it."""
+    if connection.closed:
+        return True
+    looker = select.poll()
+    looker.register(connection.fileno(), select.POLLIN)
+    return bool(looker.poll(0))
 
 
 @contextmanager
@@ -86,9 +124,31 @@ def transaction(engine: Engine) -> Iterator[Connection]:
             during the commit, the transaction may or may not have been committed: repeat only
             what is idempotent.
     """
+    with _plainly(engine), engine.begin() as connection:
+        yield connection
+
+
+@contextmanager
+def alone(engine: Engine) -> Iterator[Connection]:
+    """A connection for one statement that is a transaction by itself: no BEGIN, no COMMIT to send.
+
+    For a statement that does all it has to in one call, e.g. `submit_edit`.
+
+    Raises:
+        DatabaseDown: As `transaction`; the statement may or may not have been committed.
+    """
+    with (
+        _plainly(engine),
+        engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
+    ):
+        yield connection
+
+
+@contextmanager
+def _plainly(engine: Engine) -> Iterator[None]:
+    """Connection trouble as `DatabaseDown`."""
     try:
-        with engine.begin() as connection:
-            yield connection
+        yield
     except PoolTimeout as error:
         raise _down(engine, error) from error
     except DBAPIError as error:

@@ -73,7 +73,7 @@ def _as_sent(value: object) -> object:
 
 
 def single_accept(engine: Engine, url: str, sizes: Sizes) -> dict[str, Any]:
-    """Submit + commit against a bare INSERT + commit of the same columns, turn by turn."""
+    """`edits.accept` against a bare INSERT + commit of the same columns, turn by turn."""
     model_id = new_model(engine, "single")
     requests = new_requests(sizes.single, "single")
     with transaction(engine) as conn:
@@ -84,8 +84,7 @@ def single_accept(engine: Engine, url: str, sizes: Sizes) -> dict[str, Any]:
     with psycopg.connect(libpq(url)) as plain:
         for number, request in enumerate(requests):
             began = time.perf_counter()
-            with transaction(engine) as conn:
-                edits.submit(conn, model_id, request, actor="bench")
+            edits.accept(engine, model_id, request, actor="bench")
             ours.append(time.perf_counter() - began)
             salt, digest = request.sealed()
             began = time.perf_counter()

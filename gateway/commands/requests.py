@@ -104,7 +104,7 @@ def submit(
     with open_session() as session:
         with session.transaction() as connection:
             chosen = find_model(connection, model)
-            result = _accept(connection, chosen.id, parsed, origin=file)
+        result = _accept(session, chosen.id, parsed, origin=file)
         result["model"] = chosen.name
         result["refused"] = problems
         if wait and result["edit_ids"]:
@@ -134,11 +134,11 @@ def _read(file: str, *, keep_going: bool) -> tuple[list[Any], list[str]]:
 
 
 def _accept(
-    connection: Any, model_id: int, parsed: list[Any], origin: str | None
+    session: Session, model_id: int, parsed: list[Any], origin: str | None
 ) -> dict[str, Any]:
     """Writes the requests: one by one round trip, many by COPY."""
     if len(parsed) == 1:
-        one = edits.submit(connection, model_id, parsed[0], actor=actor())
+        one = edits.accept(session.engine, model_id, parsed[0], actor=actor())
         return {
             "edit_ids": [one.edit_id],
             "accepted": 0 if one.duplicate else 1,
@@ -147,7 +147,8 @@ def _accept(
             "awaiting_approval": int(one.state is EditState.AWAITING_APPROVAL),
             "contradicts": one.contradicts,
         }
-    many = edits.submit_many(connection, model_id, parsed, actor=actor(), origin=origin)
+    with session.transaction() as connection:
+        many = edits.submit_many(connection, model_id, parsed, actor=actor(), origin=origin)
     return dict(plain(many))
 
 

@@ -138,15 +138,14 @@ CREATE TRIGGER audit_head_is_never_emptied BEFORE TRUNCATE ON audit_head
 CREATE FUNCTION audit_head_only_advances() RETURNS trigger
 LANGUAGE plpgsql AS $$
 BEGIN
-    IF NEW.seq <> OLD.seq + 1 THEN
-        RAISE EXCEPTION 'the audit head moves one step at a time: % to % is refused', OLD.seq, NEW.seq
-            USING ERRCODE = 'MD010';
-    END IF;
-    RETURN NEW;
+    RAISE EXCEPTION 'the audit head moves one step at a time: % to % is refused', OLD.seq, NEW.seq
+        USING ERRCODE = 'MD010';
 END $$;
 
+-- The rule is in the condition, so that a lawful step costs no function call.
 CREATE TRIGGER audit_head_advances BEFORE UPDATE ON audit_head
-    FOR EACH ROW EXECUTE FUNCTION audit_head_only_advances();
+    FOR EACH ROW WHEN (NEW.seq IS DISTINCT FROM OLD.seq + 1)
+    EXECUTE FUNCTION audit_head_only_advances();
 
 -- Edits: allowed moves --------------------------------------------------------------------------
 
@@ -278,6 +277,11 @@ $$;
 -- Locks: shared on the model (bulk submission and re-queueing take it exclusively), then the
 -- idempotency key, then the fact; the audit head comes last, as everywhere.
 
+CREATE FUNCTION multirange_of(ids bigint[]) RETURNS int8multirange
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT range_agg(int8range(one, one, '[]')) FROM unnest(ids) AS one;
+$$;
+
 CREATE FUNCTION submit_edit(
     p_model bigint, p_actor text, p_prompt text, p_target text, p_subject text, p_relation text,
     p_paraphrases jsonb, p_locality jsonb, p_portability jsonb, p_reason text, p_source text,
@@ -293,17 +297,20 @@ DECLARE
     new_id bigint;
     new_state edit_state;
     rival bigint;
+    waits boolean;
     replaced bigint[] := '{}';
     replaced_states text;
     moves text;
 BEGIN
-    PERFORM pg_advisory_xact_lock_shared(1296387652, p_model::integer);
+    -- (a lock of nothing is none: the functions are strict)
+    PERFORM pg_advisory_xact_lock_shared(1296387652, p_model::integer),
+            pg_advisory_xact_lock(hashtextextended(p_key, p_model)),
+            pg_advisory_xact_lock(hashtextextended(p_fact, -p_model));
     SELECT approval INTO needs_approval FROM models WHERE id = p_model;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'no model %', p_model USING ERRCODE = 'MD404';
     END IF;
     IF p_key IS NOT NULL THEN
-        PERFORM pg_advisory_xact_lock(hashtextextended(p_key, p_model));
         SELECT e.id, e.state INTO new_id, new_state FROM edits AS e
          WHERE e.model_id = p_model AND e.idempotency_key = p_key;
         IF FOUND THEN
@@ -314,17 +321,19 @@ BEGIN
     IF p_expires_at <= clock_timestamp() THEN
         RAISE EXCEPTION 'expires_at % is already past', p_expires_at USING ERRCODE = 'MD400';
     END IF;
-    PERFORM pg_advisory_xact_lock(hashtextextended(p_fact, -p_model));
-    SELECT e.id INTO rival FROM edits AS e
+    SELECT max(e.id) FILTER (WHERE e.source <> p_source
+                               AND lower(btrim(e.target)) <> lower(btrim(p_target))),
+           coalesce(bool_or(e.state IN ('submitted', 'queued')), false)
+      INTO rival, waits FROM edits AS e
      WHERE e.model_id = p_model AND e.fact_key = p_fact::uuid
-       AND (e.state IN ('submitted', 'queued') OR e.state IN ('claimed', 'applied', 'live'))
-       AND e.source <> p_source AND lower(btrim(e.target)) <> lower(btrim(p_target))
-     ORDER BY e.id DESC LIMIT 1;
+       AND (e.state IN ('submitted', 'queued') OR e.state IN ('claimed', 'applied', 'live'));
     new_id := nextval('edits_id_seq');
     IF needs_approval OR rival IS NOT NULL THEN
         new_state := 'awaiting_approval';
     ELSE
         new_state := CASE WHEN p_not_before > clock_timestamp() THEN 'submitted' ELSE 'queued' END;
+    END IF;
+    IF waits AND new_state <> 'awaiting_approval' THEN
         WITH old AS (
             SELECT e.id, e.state FROM edits AS e
              WHERE e.model_id = p_model AND e.fact_key = p_fact::uuid AND e.state IN ('submitted', 'queued')
@@ -353,7 +362,8 @@ BEGIN
             || ',"moves":' || moves
             || ',"reason":' || coalesce(to_json(p_reason)::text, 'null')
             || ',"source":' || to_json(p_source) || '}',
-        (SELECT range_agg(int8range(one, one, '[]')) FROM unnest(replaced || new_id) AS one));
+        CASE WHEN replaced = '{}' THEN int8multirange(int8range(new_id, new_id, '[]'))
+             ELSE multirange_of(replaced || new_id) END);
     RETURN QUERY SELECT new_id, false, new_state, replaced, rival;
 END $$;
 
