@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 import psycopg
 from sqlalchemy import Engine, text
 
-from benchmarks.queue.desk import Sizes, new_model, new_requests
+from benchmarks.queue.desk import Sizes, new_model, new_requests, settle
 from ledger import bulk, edits
 from ledger.db import raw, transaction
 from ledger.home import libpq
@@ -25,6 +25,7 @@ def bulk_accept(engine: Engine, _url: str, sizes: Sizes) -> dict[str, Any]:
     for number in range(sizes.bulk_turns):
         model_id = new_model(engine, f"bulk-{number}-{uuid4()}")
         requests = new_requests(sizes.bulk, f"bulk {number}")
+        settle(engine)
         gc.collect()
         began = time.perf_counter()
         with transaction(engine) as conn:
@@ -53,6 +54,7 @@ def _bare_copy(engine: Engine, model_id: int) -> float:
             .fetchall()
         )
     plain = [tuple(map(_as_sent, row)) for row in rows]
+    settle(engine)
     gc.collect()
     began = time.perf_counter()
     with (

@@ -13,6 +13,7 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import Engine, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ProgrammingError
 
 from ledger import migrate, models
 from ledger.db import transaction
@@ -107,6 +108,19 @@ def new_model(engine: Engine, name: str) -> int:
             actor="bench",
         )
     return model.id
+
+
+def settle(engine: Engine) -> None:
+    """Let the server write out what is behind it, and have its log's files ready for what comes.
+
+    A server that has just begun makes and zeroes a new file for every 16 MiB of its log, in the
+    middle of whatever is measured; one that has run for a while takes old ones.
+    """
+    with (
+        contextlib.suppress(ProgrammingError),  # a server of somebody else's: not ours to say
+        engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn,
+    ):
+        conn.execute(text("CHECKPOINT"))
 
 
 def settings(engine: Engine) -> dict[str, str]:
