@@ -66,7 +66,7 @@ def append(
     """
     payload = dict(data or {})
     _check_keys(payload)
-    ids = list(edit_ids)
+    ids = edit_ids if isinstance(edit_ids, Sequence) else list(edit_ids)
     row = (
         raw(conn)
         .execute(

@@ -27,11 +27,33 @@ from ledger.states import EditState
 from ledger.transitions import lock_submissions
 
 CHUNK = 10_000
-COLUMNS = (
-    "id, model_id, state, prompt, target, subject, relation, paraphrases, locality, portability,"
-    " reason, source, submitted_by, idempotency_key, fact_key, salt, content_digest, priority,"
-    " not_before, expires_at"
-)
+
+# Columns, with the type whose binary form a value has when it is sent. A label of an enum is sent
+# as text, a uuid as its bytes, jsonb as text behind the number of its format.
+_SENT = {
+    "id": "int8",
+    "model_id": "int8",
+    "state": "text",
+    "prompt": "text",
+    "target": "text",
+    "subject": "text",
+    "relation": "text",
+    "paraphrases": "bytea",
+    "locality": "bytea",
+    "portability": "bytea",
+    "reason": "text",
+    "source": "text",
+    "submitted_by": "text",
+    "idempotency_key": "text",
+    "fact_key": "bytea",
+    "salt": "bytea",
+    "content_digest": "text",
+    "priority": "int2",
+    "not_before": "timestamptz",
+    "expires_at": "timestamptz",
+}
+COLUMNS = ", ".join(_SENT)
+_JSONB = b"\x01"
 
 
 def submit_many(
@@ -82,10 +104,11 @@ class _Bulk:
         self._model_id = model_id
         self._actor = actor
         self._approval = approval
+        self._usual = EditState.AWAITING_APPROVAL if approval else EditState.QUEUED
         self._now = now
-        self._copied: dict[str, list[int]] = {}
+        self._copied: dict[str, list[Sequence[int]]] = {}
+        self._repeats = False
         self._digests = hashlib.sha256()
-        self._later_facts: set[str] = set()
         self.ids: list[int] = []
         self.accepted = self.duplicates = self.superseded = self.awaiting = 0
 
@@ -100,9 +123,15 @@ class _Bulk:
                     line=len(self.ids) + place + 1,
                 )
         facts = [request.fact_key for request in chunk]
-        single = self._repeated(chunk, facts) | self._held(facts)
+        single = self._held(facts)
+        if self._repeats:
+            single |= self._repeated(chunk, facts)
         if not self._copy(chunk, facts, single):
-            single |= self._taken(chunk, facts)
+            # The rules' indexes refused: find out which rows. Where a chunk repeats itself, those
+            # after it will.
+            repeated = self._repeated(chunk, facts)
+            self._repeats = bool(repeated)
+            single |= repeated | self._taken(chunk, facts)
             copied = self._copy(chunk, facts, single)
             assert copied, "rows that conflict were taken out under the model's lock"
 
@@ -180,16 +209,14 @@ class _Bulk:
         """COPY the clean rows, submit the others one by one; False where COPY met a taken name."""
         clean = [place for place in range(len(chunk)) if place not in single]
         new_ids = self._reserve(len(clean))
-        states: dict[str, list[int]] = {}
+        later: list[int] = []
         sealed: list[bytes] = []
         places = zip(clean, new_ids, strict=True)
-        if clean and not self._write(self._rows(chunk, facts, places, states, sealed)):
+        if clean and not self._write(self._rows(chunk, facts, places, later, sealed)):
             return False
         self._digests.update(b"".join(sealed))
-        for state, ids in states.items():
-            self._copied.setdefault(state, []).extend(ids)
-            if state == EditState.AWAITING_APPROVAL:
-                self.awaiting += len(ids)
+        self._note(EditState.SUBMITTED, later)
+        self._note(self._usual, sorted({*new_ids}.difference(later)) if later else new_ids)
         self.accepted += len(clean)
         if not single:
             self.ids += new_ids
@@ -200,31 +227,38 @@ class _Bulk:
         self.ids += [by_place[place] for place in range(len(chunk))]
         return True
 
+    def _note(self, state: EditState, ids: Sequence[int]) -> None:
+        if ids:
+            self._copied.setdefault(state.value, []).append(ids)
+        if state is EditState.AWAITING_APPROVAL:
+            self.awaiting += len(ids)
+
     def _rows(
         self,
         chunk: Sequence[EditRequest],
         facts: Sequence[str],
         places: Iterable[tuple[int, int]],
-        states: dict[str, list[int]],
+        later: list[int],
         digests: list[bytes],
     ) -> Iterator[tuple[object, ...]]:
-        """Rows for COPY, made while the server works on those before; notes states and digests."""
+        """Rows for COPY, made while the server works on those before; notes digests, and who waits.
+
+        * `later`: Receives the ids of those whose time is to come.
+        """
         model_id, actor, now = self._model_id, self._actor, self._now
-        usual = EditState.AWAITING_APPROVAL if self._approval else EditState.QUEUED
+        usual, waits = self._usual.value, EditState.SUBMITTED.value
         salts = os.urandom(SALT_BYTES * len(chunk))
         for place, edit_id in places:
             request = chunk[place]
+            paraphrases, locality, portability = request.json_lists
             salt = salts[SALT_BYTES * place : SALT_BYTES * (place + 1)]
             digest = hashlib.sha256(salt + request.content).digest()
             digests.append(digest)
             not_before = request.not_before
-            state = usual.value
+            state = usual
             if not_before is not None and not_before > now and not self._approval:
-                state = EditState.SUBMITTED.value
-            noted = states.get(state)
-            if noted is None:
-                noted = states[state] = []
-            noted.append(edit_id)
+                state = waits
+                later.append(edit_id)
             yield (
                 edit_id,
                 model_id,
@@ -233,12 +267,14 @@ class _Bulk:
                 request.target,
                 request.subject,
                 request.relation,
-                *request.json_lists,
+                _JSONB + paraphrases.encode(),
+                _JSONB + locality.encode(),
+                _JSONB + portability.encode(),
                 request.reason,
                 request.source,
                 actor,
                 request.idempotency_key,
-                facts[place],
+                bytes.fromhex(facts[place]),
                 salt,
                 digest.hex(),
                 request.priority,
@@ -251,8 +287,9 @@ class _Bulk:
             with (
                 self._conn.begin_nested(),
                 raw(self._conn).cursor() as cursor,
-                cursor.copy(f"COPY edits ({COLUMNS}) FROM STDIN") as copy,
+                cursor.copy(f"COPY edits ({COLUMNS}) FROM STDIN (FORMAT binary)") as copy,
             ):
+                copy.set_types(list(_SENT.values()))
                 for row in rows:
                     copy.write_row(row)
         except pg.UniqueViolation:
@@ -290,9 +327,10 @@ class _Bulk:
 
     def record(self, origin: str | None) -> None:
         """Append the one event of everything COPY took."""
-        every = [one for ids in self._copied.values() for one in ids]
-        if not every:
+        moved = {state: ranges.joined(ids) for state, ids in self._copied.items()}
+        if not moved:
             return
+        every = ranges.joined(moved.values())
         audit.append(
             self._conn,
             "edit.submitted",
@@ -303,7 +341,7 @@ class _Bulk:
                 "digest": self._digests.hexdigest(),
                 "moves": [
                     {"edits": ranges.to_text(ids), "from": None, "to": state}
-                    for state, ids in sorted(self._copied.items())
+                    for state, ids in sorted(moved.items())
                 ],
                 "origin": origin,
             },

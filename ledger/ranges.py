@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+
+
+def joined(parts: Iterable[Sequence[int]]) -> Sequence[int]:
+    """All ids of some parts, as one range where they follow one another."""
+    whole: Sequence[int] = range(0)
+    for part in parts:
+        if not whole:
+            whole = part
+        elif (
+            isinstance(whole, range)
+            and isinstance(part, range)
+            and (whole.step, whole.stop, 1) == (1, part.start, part.step)
+        ):
+            whole = range(whole.start, part.stop)
+        else:
+            whole = [*whole, *part]
+    return whole
 
 
 def spans(ids: Iterable[int]) -> list[tuple[int, int]]:
     """Inclusive spans of consecutive ids, ascending."""
+    if isinstance(ids, range) and ids and ids.step == 1:
+        return [(ids[0], ids[-1])]
     distinct = set(ids)
     if distinct and max(distinct) - min(distinct) + 1 == len(distinct):
         return [(min(distinct), max(distinct))]

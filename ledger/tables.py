@@ -170,9 +170,23 @@ edits = Table(
     "edits",
     metadata,
     _id(),
+    # What has one length and what indexes hold come first: entries are made without the texts.
     # No foreign key: submission checks the model under its lock, and a per-row check halves COPY.
     Column("model_id", BigInteger, nullable=False),
+    # A digest of 128 bits: half the index, half the cost of an entry, that its text would be.
+    Column("fact_key", UUID(as_uuid=True), nullable=False),
     Column("state", edit_state, nullable=False),
+    Column("priority", SmallInteger, nullable=False, server_default=text("0")),
+    Column("attempts", SmallInteger, nullable=False, server_default=text("0")),
+    # The transaction's time: a volatile default would take COPY's multi-row insertion away.
+    _moment("created_at", nullable=False, default="now()"),
+    _moment("updated_at", nullable=False, default="now()"),
+    _moment("not_before"),
+    _moment("expires_at"),
+    Column("batch_id", BigInteger),
+    Column("cohort", BigInteger),
+    Column("superseded_by", BigInteger),
+    Column("idempotency_key", Text(collation="C")),
     Column("prompt", Text, nullable=False),
     Column("target", Text, nullable=False),
     Column("subject", Text),
@@ -183,23 +197,10 @@ edits = Table(
     Column("reason", Text),
     Column("source", Text, nullable=False),
     Column("submitted_by", Text, nullable=False),
-    Column("idempotency_key", Text(collation="C")),
-    # A digest of 128 bits: half the index, and half the cost of an entry, that its text would be.
-    Column("fact_key", UUID(as_uuid=True), nullable=False),
     Column("salt", LargeBinary, nullable=False),
     Column("content_digest", Text, nullable=False),
-    Column("priority", SmallInteger, nullable=False, server_default=text("0")),
-    _moment("not_before"),
-    _moment("expires_at"),
-    Column("attempts", SmallInteger, nullable=False, server_default=text("0")),
-    Column("batch_id", BigInteger),
-    Column("cohort", BigInteger),
-    Column("superseded_by", BigInteger),
     Column("error", Text),
     _json("evidence", None),
-    # The transaction's time: a volatile default would take COPY's multi-row insertion away.
-    _moment("created_at", nullable=False, default="now()"),
-    _moment("updated_at", nullable=False, default="now()"),
     CheckConstraint("prompt <> '' AND target <> ''", name="an_edit_has_prompt_and_target"),
     CheckConstraint(
         "state <> 'claimed' OR batch_id IS NOT NULL", name="a_claimed_edit_has_a_batch"
@@ -211,10 +212,11 @@ edits = Table(
     CheckConstraint(
         "state <> 'submitted' OR not_before IS NOT NULL", name="a_submitted_edit_waits_for_a_time"
     ),
+    # Key first: one comparison a step, not two. (Facts, digests, would scatter a model's entries.)
     Index(
         "one_edit_per_idempotency_key",
-        "model_id",
         "idempotency_key",
+        "model_id",
         unique=True,
         postgresql_where=text("idempotency_key IS NOT NULL"),
     ),

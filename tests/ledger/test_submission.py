@@ -46,6 +46,43 @@ def test_newer_supersedes_waiting_and_contradiction_waits(desk):
     assert desk.state(agreeing.edit_id) == "superseded"
 
 
+def test_bulk_stores_what_one_by_one_stores(desk):
+    def told(place):
+        return EditRequest(
+            prompt=f'Tab\t, newline\n, \\N, "quote" {place} 雪 is',
+            target="é\u0301 🌍",
+            subject=None if place else "S",
+            relation="r",
+            paraphrases=('a "b"', "\\c"),
+            locality=[("who?", None), ("what?", "that")],
+            portability=[("so?", "yes")],
+            reason=None,
+            idempotency_key=f"k{place}",
+            priority=-7,
+            not_before=FUTURE,
+            expires_at=FUTURE + timedelta(microseconds=1),
+        )
+
+    (bulk,) = desk.do(edits.submit_many, desk.model_id, [told(0)], actor="ann").edit_ids
+    single = desk.do(edits.submit, desk.model_id, told(1), actor="ann").edit_id
+    first, second = desk.do(edits.get_many, [bulk, single])
+    own = {"id", "created_at", "updated_at", "content_digest", "fact_key", "idempotency_key"}
+    for name in first.__slots__:
+        if name not in own | {"prompt", "subject"}:
+            assert getattr(first, name) == getattr(second, name), name
+    assert first.prompt == told(0).prompt
+    assert (first.fact_key, first.idempotency_key) == (told(0).fact_key, "k0")
+
+
+def test_repeats_in_every_chunk_of_a_file(desk, monkeypatch):
+    monkeypatch.setattr("ledger.bulk.CHUNK", 4)
+    asked = [EditRequest(prompt=f"Fact {i // 2} is", target=f"T{i}") for i in range(14)]
+    done = many(desk, *asked, actor="ann")
+    assert (done.accepted, done.superseded) == (14, 7)
+    states = [desk.state(one) for one in done.edit_ids]
+    assert states == ["superseded", "queued"] * 7
+
+
 def test_subject_and_relation_name_the_fact(desk):
     a = desk.submit("The capital of X is", "A", subject="X", relation="capital")
     b = desk.submit("X's capital city is", "B", subject="x ", relation="Capital")
