@@ -91,12 +91,12 @@ def worker(url: str, home: Path, name: str) -> Iterator[None]:
         process.wait()
 
 
-def wait(check: Callable[[], Any], what: str) -> Any:
-    """Wait until `check` gives something true."""
+def wait(check: Callable[[], Any], what: str, *, every: float = _POLL_SECONDS) -> Any:
+    """Wait until `check` gives something true; it is asked every so many seconds."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not (found := check()):
         assert time.monotonic() < deadline, f"{what}: not within {PATIENCE_SECONDS:g} s"
-        time.sleep(_POLL_SECONDS)
+        time.sleep(every)
     return found
 
 

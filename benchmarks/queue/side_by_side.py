@@ -21,7 +21,11 @@ from mend_core.editors.shipped import shipped_editor
 from mend_core.models.shipped import smollm2_folder
 
 EDITOR = "smollm2-135m-mend"
+LOOK_SECONDS = 0.25
+"""Between two looks at a batch: often enough to see who takes each chunk, and no third worker."""
 LEASE_SECONDS = 3_600.0
+WARM_TURNS = 20
+"""Small batches, seconds each, within which every worker must have taken part."""
 
 
 def two_workers(engine: Engine, url: str, sizes: Sizes) -> dict[str, Any]:
@@ -61,7 +65,7 @@ def _lease(engine: Engine, model_id: int) -> Lease:
 
 def _warm(engine: Engine, lease: Lease, workers: int) -> None:
     """Extract small batches until every worker has loaded the model and taken part."""
-    for turn in range(100):
+    for turn in range(WARM_TURNS):
         _, shares = _extract(engine, lease, 64, f"warm {workers}.{turn}")
         if len(shares) == workers:
             return
@@ -95,7 +99,7 @@ def _extract(engine: Engine, lease: Lease, size: int, name: str) -> tuple[float,
             batch=batch_id,
         )
 
-    wait(look, f"extracting {name}")
+    wait(look, f"extracting {name}", every=LOOK_SECONDS)
     seconds = scalar(
         engine,
         """SELECT extract(epoch FROM max(f.created_at) - min(b.claimed_at))
