@@ -129,19 +129,27 @@ def transaction(engine: Engine) -> Iterator[Connection]:
 
 
 @contextmanager
-def alone(engine: Engine) -> Iterator[Connection]:
+def alone(engine: Engine) -> Iterator[psycopg.Connection[Any]]:
     """A connection for one statement that is a transaction by itself: no BEGIN, no COMMIT to send.
 
-    For a statement that does all it has to in one call, e.g. `submit_edit`.
+    For a statement that does all it has to in one call, e.g. `submit_edit`. It is psycopg's own
+    connection: SQLAlchemy's way to the same costs a third of such a call's time on this side.
 
     Raises:
         DatabaseDown: As `transaction`; the statement may or may not have been committed.
     """
-    with (
-        _plainly(engine),
-        engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
-    ):
-        yield connection
+    with _plainly(engine):
+        pooled = engine.raw_connection()
+        driver = cast("psycopg.Connection[Any]", pooled.driver_connection)
+        try:
+            driver.autocommit = True
+            yield driver
+        finally:
+            try:
+                driver.autocommit = False
+            except psycopg.Error:  # it broke, or is in the middle of something
+                pooled.invalidate()
+            pooled.close()
 
 
 @contextmanager

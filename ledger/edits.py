@@ -6,7 +6,9 @@ One function per transition; each writes its audit event in the caller's transac
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import psycopg
 from psycopg import errors as pg
 from sqlalchemy import Connection, Engine
 
@@ -52,13 +54,13 @@ def accept(engine: Engine, model_id: int, request: EditRequest, *, actor: str) -
             been accepted.
     """
     try:
-        with alone(engine) as conn:
-            return submit(conn, model_id, request, actor=actor)
+        with alone(engine) as driver:
+            return _submit(driver, model_id, request, actor)
     except DatabaseDown:
         if request.idempotency_key is None:
             raise
-    with alone(engine) as conn:
-        return submit(conn, model_id, request, actor=actor)
+    with alone(engine) as driver:
+        return _submit(driver, model_id, request, actor)
 
 
 def submit(conn: Connection, model_id: int, request: EditRequest, *, actor: str) -> Submitted:
@@ -74,8 +76,14 @@ def submit(conn: Connection, model_id: int, request: EditRequest, *, actor: str)
         NoSuchModel: No model of this id.
         RequestInvalid: `expires_at` is past (database clock).
     """
+    return _submit(raw(conn), model_id, request, actor)
+
+
+def _submit(
+    driver: psycopg.Connection[Any], model_id: int, request: EditRequest, actor: str
+) -> Submitted:
     salt, digest = request.sealed()
-    cursor = raw(conn).cursor()
+    cursor = driver.cursor()
     try:
         cursor.execute(
             "SELECT * FROM submit_edit(%s::bigint, %s, %s, %s, %s, %s, %s::jsonb, %s::jsonb,"

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import text
 
 from ledger import edits
-from ledger.db import alone, transaction
+from ledger.db import alone, raw, transaction
 from ledger.errors import DatabaseDown, NoSuchModel
 from ledger.requests import EditRequest
 
@@ -63,24 +63,33 @@ def test_accept_commits_by_itself_and_leaves_the_connection_as_it_was(desk):
 
 @pytest.mark.parametrize("committed", [True, False])
 def test_a_keyed_request_is_sent_again_where_the_connection_was_lost(desk, monkeypatch, committed):
-    submit, tries = edits.submit, []
+    submit, tries = edits._submit, []
 
-    def breaking(conn, *args, **kwargs):
-        tries.append(conn)
+    def breaking(driver, model_id, request, actor):
+        tries.append(driver)
         if len(tries) > 1:
-            return submit(conn, *args, **kwargs)
+            return submit(driver, model_id, request, actor)
         if committed:
-            submit(conn, *args, **kwargs)
-        with alone(desk.engine) as killer:
+            submit(driver, model_id, request, actor)
+        with transaction(desk.engine) as killer:
             _kill_the_others(killer)
-        return submit(conn, desk.model_id, EditRequest(prompt="Lost is", target="it"), actor="ann")
+        return submit(driver, model_id, EditRequest(prompt="Lost is", target="it"), actor)
 
-    monkeypatch.setattr(edits, "submit", breaking)
+    monkeypatch.setattr(edits, "_submit", breaking)
     keyed = EditRequest(**ASK, idempotency_key="k")
     done = edits.accept(desk.engine, desk.model_id, keyed, actor="ann")
     assert len(tries) == 2
     assert done.duplicate is committed
     assert [edit.id for edit in desk.do(edits.list_edits)] == [done.edit_id]
+
+
+def test_a_connection_left_in_the_middle_is_thrown_away(desk):
+    with alone(desk.engine) as driver:
+        broken = driver.info.backend_pid
+        driver.execute("BEGIN")
+    with transaction(desk.engine) as conn:
+        assert conn.execute(text("SELECT pg_backend_pid()")).scalar_one() != broken
+        assert not raw(conn).autocommit
 
 
 def test_a_request_without_a_key_is_not_sent_twice(desk, monkeypatch):
@@ -90,7 +99,7 @@ def test_a_request_without_a_key_is_not_sent_twice(desk, monkeypatch):
         tries.append(1)
         raise DatabaseDown("gone")
 
-    monkeypatch.setattr(edits, "submit", lost)
+    monkeypatch.setattr(edits, "_submit", lost)
     with pytest.raises(DatabaseDown):
         edits.accept(desk.engine, desk.model_id, EditRequest(**ASK), actor="ann")
     assert len(tries) == 1
