@@ -1,7 +1,7 @@
 DROP SEQUENCE chunk_tokens;
 DROP FUNCTION submit_edit(bigint, text, text, text, text, text, jsonb, jsonb, jsonb, text, text, text,
                           text, bytea, text, smallint, timestamptz, timestamptz);
-DROP FUNCTION multirange_of(bigint[]);
+DROP FUNCTION IF EXISTS multirange_of(bigint[]);
 DROP FUNCTION live_set(bigint);
 DROP TRIGGER leases_fence_grows ON leases;
 DROP FUNCTION fence_only_grows();
