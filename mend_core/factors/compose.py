@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -34,8 +34,9 @@ class Composition:
     """How rows become ΔW. Saved inside the editor; its settings name every version.
 
     * ``sum``: ΔW = strength · Σ v uᵀ (MEND; the learned rate is inside v).
-    * ``ridge``: ΔWᵀ = strength · (UᵀU + C + λI)⁻¹ UᵀV (MALMEN, UltraEdit), C the Gram matrix of
-      protected keys.
+    * ``ridge``: ΔWᵀ = strength · (UᵀU + g(C + λI))⁻¹ UᵀV (MALMEN, UltraEdit), C the Gram matrix of
+      protected keys, g = 1 + growth · n for n rows: the fuller a matrix, the more its rows would
+      leak onto other keys.
 
     Attributes:
         kind: ``sum`` or ``ridge``.
@@ -43,12 +44,15 @@ class Composition:
         protected: Full parameter name → C (d_in, d_in) float64 in the units of decoded keys, or
             absent. Ignored by ``sum``.
         strength: One factor on the whole ΔW.
+        growth: Part of itself that C + λI gains with each row of a matrix, 0 or more. Ignored by
+            ``sum``.
     """
 
     kind: Kind
     ridge: Mapping[str, float] = field(default_factory=dict)
     protected: Mapping[str, Tensor] = field(default_factory=dict)
     strength: float = 1.0
+    growth: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuses settings no set could be composed with (EditorCorrupt)."""
@@ -61,6 +65,8 @@ class Composition:
                 raise EditorCorrupt(f"λ of {name} is {value}; it must be a positive number")
         if not math.isfinite(self.strength):
             raise EditorCorrupt(f"strength is {self.strength}; it must be a number")
+        if not (math.isfinite(self.growth) and self.growth >= 0):
+            raise EditorCorrupt(f"growth is {self.growth}; it must be a number from 0")
 
     def ridge_of(self, name: str) -> float:
         """λ of one matrix.
@@ -76,7 +82,9 @@ class Composition:
     @cached_property
     def _settings(self) -> dict[str, Any]:
         ridge = self.kind == "ridge"
-        return {
+        # Left out where 0, so that the versions from before it keep their names.
+        growth = {"growth": float(self.growth)} if ridge and self.growth else {}
+        return growth | {
             "kind": self.kind,
             "ridge": {name: float(value) for name, value in sorted(self.ridge.items())}
             if ridge
@@ -119,6 +127,7 @@ class Composition:
                 ridge={str(name): float(value) for name, value in settings["ridge"].items()},
                 protected=protected,
                 strength=float(settings["strength"]),
+                growth=float(settings.get("growth", 0.0)),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise EditorCorrupt(f"composition settings are incomplete: {error}") from error
@@ -128,7 +137,11 @@ class Composition:
 
     def scaled(self, strength: float) -> Composition:
         """The same with another strength (a retry with a stronger step)."""
-        return Composition(self.kind, self.ridge, self.protected, strength)
+        return replace(self, strength=strength)
+
+    def guard(self, rows: int) -> float:
+        """g, by which C + λI is multiplied in a set with this many rows of a matrix."""
+        return 1.0 + self.growth * rows
 
     def root_of(self, name: str) -> Tensor:
         """Lower Cholesky factor of C + λI, (d_in, d_in); kept, since it depends on nothing else."""
@@ -298,9 +311,10 @@ def _primal(
         return cross.t().contiguous()
     system = accumulators.gram[name] * key[:, None]  # (d_in, d_in)
     system *= key[None, :]
+    guard = composition.guard(accumulators.counts[name])
     if name in composition.protected:
-        system += composition.protected[name]
-    system.diagonal().add_(composition.ridge_of(name))
+        system.add_(composition.protected[name], alpha=guard)
+    system.diagonal().add_(composition.ridge_of(name) * guard)
     root = _cholesky(system, name)
     with one_thread():
         solution: Tensor = torch.cholesky_solve(cross, root)
@@ -312,7 +326,7 @@ def _dual(
 ) -> Tensor:
     """ΔW (d_out, d_in) from the rows, by Woodbury.
 
-    With A = C + λI = LLᵀ and B = L⁻¹Uᵀ: ΔWᵀ = A⁻¹Uᵀ (UA⁻¹Uᵀ + I)⁻¹ V = L⁻ᵀ B (BᵀB + I)⁻¹ V.
+    With A = g(C + λI) = LLᵀ and B = L⁻¹Uᵀ: ΔWᵀ = A⁻¹Uᵀ (UA⁻¹Uᵀ + I)⁻¹ V = L⁻ᵀ B (BᵀB + I)⁻¹ V.
     """
     keys, solved = dual_parts(composition, scale, name, factors)
     with one_thread():
@@ -330,16 +344,19 @@ def dual_parts(
     mine = [factor.rows[name] for factor in factors if name in factor.rows]
     u = torch.cat([ints.u for ints in mine]).double() * scale.key_step  # (n, d_in)
     v = torch.cat([ints.v for ints in mine]).double() * scale.value_step  # (n, d_out)
+    guard = composition.guard(len(u))
     with one_thread():
         if name in composition.protected:
             root = composition.root_of(name)
+            if guard != 1.0:
+                root = root * math.sqrt(guard)
             half = torch.linalg.solve_triangular(root, u.t().contiguous(), upper=False)  # (d_in, n)
             system = half.t() @ half
             system.diagonal().add_(1.0)
             keys = torch.linalg.solve_triangular(root.t(), half, upper=True).t().contiguous()
         else:
             system = u @ u.t()
-            system.diagonal().add_(composition.ridge_of(name))
+            system.diagonal().add_(composition.ridge_of(name) * guard)
             keys = u
         solved = torch.cholesky_solve(v, _cholesky(system, name))
     return keys, solved

@@ -44,13 +44,15 @@ def protected():
 
 @pytest.mark.parametrize("edits", [1, 3, 100])
 @pytest.mark.parametrize("guard", [False, True])
-def test_ridge_is_the_formula(edits, guard):
+@pytest.mark.parametrize("growth", [0.0, 0.02])
+def test_ridge_is_the_formula(edits, guard, growth):
     grid, factors = make(edits)
     c = protected() if guard else None
-    composition = Composition("ridge", {"*": 0.3}, {NAME: c} if guard else {}, strength=1.25)
+    composition = Composition("ridge", {"*": 0.3}, {NAME: c} if guard else {}, 1.25, growth)
     delta = compose(composition, grid, None, factors)[NAME]
     u, v = stacked(grid, factors)
-    system = u.t() @ u + 0.3 * torch.eye(D_IN, dtype=torch.float64) + (c if guard else 0)
+    held = 0.3 * torch.eye(D_IN, dtype=torch.float64) + (c if guard else 0)
+    system = u.t() @ u + (1 + growth * len(u)) * held
     expected = 1.25 * torch.linalg.solve(system, u.t() @ v).t()
     assert torch.allclose(delta, expected, rtol=1e-9, atol=1e-12)
     assert use_dual(composition, grid.of(NAME), NAME, len(u)) == (edits < 100)
@@ -154,7 +156,7 @@ def test_when_rows_are_needed_is_said():
 
 
 def test_settings_survive_and_are_checked():
-    composition = Composition("ridge", {"*": 2.0, NAME: 3.0}, {NAME: protected()}, 0.5)
+    composition = Composition("ridge", {"*": 2.0, NAME: 3.0}, {NAME: protected()}, 0.5, 0.25)
     again = Composition.from_dict(composition.to_dict(), composition.tensors())
     assert again.digest == composition.digest
     assert again.ridge_of(NAME) == 3.0
