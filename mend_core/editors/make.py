@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from mend_core.datasets import read_edits
+from mend_core.datasets import Edit, read_edits
 from mend_core.digests import file_digest
 from mend_core.editors.subject import SubjectEditor
 from mend_core.editors.ultra import UltraEditor
+from mend_core.editors.wordings import Wordings
 from mend_core.errors import DataError, MendError
 from mend_core.models import load_base
 
@@ -30,9 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kind", choices=["subject", "ultra"], default="subject")
     parser.add_argument("--matrices", nargs="*", help="name patterns; default: the kind's own")
     parser.add_argument(
-        "--protect", type=Path, help="subject: a file of edits whose prompts are protected"
+        "--protect", type=Path, help="subject: a file of edits whose texts are protected"
     )
     parser.add_argument("--protect-edits", type=int, default=3000, help="edits of it, at most")
+    parser.add_argument(
+        "--wordings", type=Path, help="subject: a file of edits whose paraphrases are remembered"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the draw of those edits")
     parser.add_argument("--out", type=Path, required=True, help="editor file (.safetensors)")
     given = parser.parse_args(argv)
@@ -43,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         editor: SubjectEditor | UltraEditor
         if given.kind == "subject":
             texts = _protected(given.protect, given.protect_edits, given.seed)
-            editor = SubjectEditor.create(base, matrices=matrices, texts=texts)
+            wordings = Wordings.learn(_edits(given.wordings)) if given.wordings else None
+            editor = SubjectEditor.create(base, matrices=matrices, texts=texts, wordings=wordings)
         else:
             editor = UltraEditor.create(base, matrices=matrices)
         digest = editor.save(given.out)
@@ -60,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "settings": asdict(editor.config),
         "matrices": list(editor.matrices),
         "data": _data(given.protect),
+        "wordings": _data(given.wordings) if given.wordings else None,
         "seconds": round(time.monotonic() - started, 1),
     }
     given.out.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
@@ -68,16 +74,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _protected(path: Path | None, edits: int, seed: int) -> list[str] | None:
-    """Prompts of edits drawn by seed; None without a file."""
+def _protected(path: Path | None, edits: int, seed: int) -> list[list[str]]:
+    """Prompts and paraphrases of edits drawn by seed; nothing without a file."""
     if path is None:
-        return None
+        return []
+    found = sorted(_edits(path), key=lambda edit: (edit.prompt, edit.id))
+    random.Random(seed).shuffle(found)  # noqa: S311 - sampling, not secrets
+    drawn = found[:edits]
+    prompts = sorted({edit.prompt for edit in drawn})
+    paraphrases = sorted({text for edit in drawn for text in edit.paraphrases})
+    return [kind for kind in (prompts, paraphrases) if kind]
+
+
+def _edits(path: Path) -> list[Edit]:
     skipped: list[DataError] = []
-    prompts = sorted({edit.prompt for edit in read_edits(path, on_error=skipped.append)})
-    if not prompts:
+    edits = list(read_edits(path, on_error=skipped.append))
+    if not edits:
         raise DataError(str(path), None, None, "holds no edit that can be read")
-    random.Random(seed).shuffle(prompts)  # noqa: S311 - sampling, not secrets
-    return prompts[:edits]
+    return edits
 
 
 def _data(path: Path | None) -> str | dict[str, str]:
@@ -93,6 +107,8 @@ def _command(given: argparse.Namespace) -> str:
     if given.protect:
         words.append(f"--protect {given.protect.name} --protect-edits {given.protect_edits}")
         words.append(f"--seed {given.seed}")
+    if given.wordings:
+        words.append(f"--wordings {given.wordings.name}")
     return " ".join([*words, f"--out {given.out.name}"])
 
 

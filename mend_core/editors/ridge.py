@@ -14,6 +14,7 @@ summed and removed like any edit's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from mend_core.editors.base import FactorEditor
 from mend_core.errors import EmptyBatch
-from mend_core.factors import Composition, FactorRows, Rows
+from mend_core.factors import FactorRows, Rows
 from mend_core.models import Base, Encoded, Matrix, encode_pairs, encode_prompts, forward
 from mend_core.models.prefix import prefix_states
 
@@ -65,8 +66,7 @@ class RidgeEditor(FactorEditor):
         protected = {
             n: self.composition.protected.get(n, 0.0) + g * weight for n, g in gram.items()
         }
-        c = self.composition
-        self.composition = Composition("ridge", c.ridge, protected, c.strength)
+        self.composition = replace(self.composition, protected=protected)
 
 
 @torch.no_grad()

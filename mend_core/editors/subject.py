@@ -1,8 +1,9 @@
-"""Values found by optimisation at the subject's last token, in middle blocks (MEMIT family).
+"""Values found by optimisation at the subject's last token, in early blocks (MEMIT family).
 
 Where the hypernetworks read one gradient, this editor takes several steps: per edit it looks for
 vectors added to the edited matrices' outputs at the subject's last token that make the base answer
-the target, in turn with each of a few neutral texts before the prompt. An edit whose loss is small
+the target, in turn for the prompt and for other wordings of it (`wordings`), or behind neutral
+texts where no wording is known. An edit whose loss is small
 enough in all of them is left as it is: a longer vector would only leak further. The key is the
 matrix' input at that token *with the vectors of the blocks below in place*, since that is what the
 edited model will see there. Keys and values are rows like any other: stored, summed and removed,
@@ -25,12 +26,15 @@ from torch import Tensor
 from mend_core.datasets.edit import Edit
 from mend_core.editors.calibration import calibration_edits, ordinary_texts
 from mend_core.editors.principal import PrincipalKeys
-from mend_core.editors.ridge import RidgeEditor, mean_gram
+from mend_core.editors.ridge import RidgeEditor, mean_gram, prompt_keys
+from mend_core.editors.salient import leverage, salient_name
 from mend_core.editors.values import Search, find_values, keys_with
+from mend_core.editors.wordings import Wordings
 from mend_core.errors import EditError, EditorMismatch, EmptyBatch, NonFinite
 from mend_core.factors import Composition, FactorRows, Grid, Rows
 from mend_core.factors.extract import subject_position
 from mend_core.models import Base, Matrix, PrefixCache, encode_edits
+from mend_core.models.encode import prompt_text
 from mend_core.models.tail import Tail
 
 CHUNK = 32
@@ -42,29 +46,38 @@ class SubjectConfig:
     """Settings; defaults from a prototype on a 30-block Llama.
 
     Attributes:
-        prefixes: Texts before the prompt, one a step in turn; the first should be empty.
+        prefixes: Texts before the prompt, one a step in turn; the first should be empty. The others
+            stand in where an edit has too few wordings.
+        wordings: Other wordings of the prompt asked in turn with it.
         steps: Optimiser steps at most.
         lr: Adam's rate, as a share of the root mean square of the matrix' output.
         enough: NLL per token, in nats, below which (under every prefix) an edit is done.
         decay: Weight of the values' squared length, in units of the output's mean square.
-        share: Part of its value an edit gets behind a prefix, where its key would match only
-            partly.
+        share: Part of its value an edit gets in another wording or behind a prefix, where its key
+            would match only partly.
         strength: Factor on the composed change, since a fit with protected keys falls short.
         ridge: λ as a share of the mean squared key length.
-        protect: Rows each kind of protected text counts as.
+        protect: Rows the protected text counts as in a set without edits.
+        growth: Part of itself that the protection gains with each edit.
         protect_keys: Principal keys that stand for the generic Gram matrix; its remaining
             directions, which hold little, are added to λ at their mean.
     """
 
-    prefixes: tuple[str, ...] = ("", "The report was published on Monday. ")
-    steps: int = 16
+    prefixes: tuple[str, ...] = (
+        "",
+        "The report was published on Monday. ",
+        "We talked about it for a while. ",
+    )
+    wordings: int = 2
+    steps: int = 30
     lr: float = 0.4
     enough: float = 0.05
     decay: float = 0.4
     share: float = 0.6
     strength: float = 1.25
     ridge: float = 0.01
-    protect: float = 600.0
+    protect: float = 360.0
+    growth: float = 0.01
     protect_keys: int = 256
 
 
@@ -83,13 +96,15 @@ class SubjectEditor(RidgeEditor):
         ridge: Mapping[str, float],
         protected: Mapping[str, PrincipalKeys],
         grid: Grid,
+        wordings: Wordings | None = None,
     ) -> None:
         grams = {name: keys.gram() for name, keys in protected.items()}
-        composition = Composition("ridge", dict(ridge), grams, config.strength)
+        composition = Composition("ridge", dict(ridge), grams, config.strength, config.growth)
         super().__init__(base_digest, shapes, grid=grid, composition=composition, tokens="all")
         self.config = config
         self.scale = dict(scale)
         self.protected = dict(protected)
+        self.wordings = wordings or Wordings({})
 
     @classmethod
     def create(
@@ -98,19 +113,21 @@ class SubjectEditor(RidgeEditor):
         config: SubjectConfig | None = None,
         *,
         matrices: Sequence[str] | None = None,
-        texts: Sequence[str] | None = None,
+        texts: Sequence[Sequence[str]] = (),
         edits: Sequence[Edit] | None = None,
+        wordings: Wordings | None = None,
     ) -> SubjectEditor:
         """Make an editor; there is nothing to train.
 
         Args:
             base: The base it will edit; causal.
             config: Settings.
-            matrices: Name patterns; None for the MLP outputs of every second block from a
-                quarter to three fifths of the model.
-            texts: More text to protect, such as the prompts of a data set; it counts as much as
-                sentences of our own, which the base carries on by itself (`ordinary_texts`).
+            matrices: Name patterns; None for the MLP outputs of the blocks from a tenth to a
+                quarter of the model.
+            texts: More kinds of text to protect, such as the prompts of a data set; each counts
+                as much as sentences of our own, which the base carries on (`ordinary_texts`).
             edits: Typical edits for the grid; None for a built-in list.
+            wordings: How else statements are put (`Wordings.learn`); None knows none.
 
         Raises:
             EditorMismatch: The base is not causal.
@@ -124,9 +141,9 @@ class SubjectEditor(RidgeEditor):
         typical = calibration_edits() if edits is None else list(edits)
         if not typical:
             raise EmptyBatch("there is no edit to calibrate on")
-        found = base.matrices(matrices) if matrices else _middle(base)
+        found = base.matrices(matrices) if matrices else _early(base)
         shapes = {m.name: (m.d_out, m.d_in) for m in found}
-        kinds = [ordinary_texts(base), *([texts] if texts else [])]
+        kinds = [ordinary_texts(base), *texts]
         grams = [mean_gram(base, kind, found) for kind in kinds]
         gram = {m.name: torch.stack([g[m.name] for g in grams]).mean(0) for m in found}
         weights = {m.name: m.weight.double().cpu() for m in found}
@@ -134,14 +151,22 @@ class SubjectEditor(RidgeEditor):
             name: math.sqrt(float(((w @ gram[name]) * w).sum()) / len(w))
             for name, w in weights.items()
         }
-        rows = config.protect * len(kinds)
-        protected = {n: PrincipalKeys.of(g * rows, config.protect_keys) for n, g in gram.items()}
+        protected = {
+            n: PrincipalKeys.of(g * config.protect, config.protect_keys) for n, g in gram.items()
+        }
         ridge = {
             name: max(config.ridge * float(g.trace()), 1e-12) + protected[name].rest
             for name, g in gram.items()
         }
         editor = cls(
-            base.digest, shapes, config, scale, ridge=ridge, protected=protected, grid=Grid({})
+            base.digest,
+            shapes,
+            config,
+            scale,
+            ridge=ridge,
+            protected=protected,
+            grid=Grid({}),
+            wordings=wordings,
         )
         made = editor.factor(base, typical[:CHUNK])
         good = [f for f in made if isinstance(f, FactorRows)]
@@ -180,18 +205,41 @@ class SubjectEditor(RidgeEditor):
         matrices: Sequence[Matrix],
         prefix: PrefixCache,
     ) -> list[FactorRows | EditError]:
-        variants = [
-            [replace(e, prompt=text + e.prompt) for e in edits] for text in self.config.prefixes
-        ]
-        errors: dict[int, EditError] = {}
-        for variant in variants:
-            errors |= encode_edits(base, variant)[2]
+        edits = [self._about(base, edit, matrices) for edit in edits]
+        variants = [list(column) for column in zip(*map(self._asked, edits), strict=True)]
+        errors: dict[int, EditError] = dict(encode_edits(base, variants[0])[2])
         good = [i for i in range(len(edits)) if i not in errors]
+        for variant in variants[1:]:
+            for number in encode_edits(base, variant)[2]:
+                variant[number] = variants[0][number]  # too long with more words around it
         rows: dict[int, FactorRows | EditError] = dict(errors)
         if good:
             kept = [[variant[i] for i in good] for variant in variants]
             rows |= dict(zip(good, self._optimise(base, kept, matrices, prefix), strict=True))
         return [rows[i] for i in range(len(edits))]
+
+    def _about(self, base: Base, edit: Edit, matrices: Sequence[Matrix]) -> Edit:
+        """The edit with its subject; one that names none is given what stands out in its prompt.
+
+        A prompt that cannot be asked is left as it is, for its error to be told later.
+        """
+        named = edit.subject and edit.subject in edit.prompt
+        if named or not base.tokenizer.is_fast or encode_edits(base, [edit])[2]:
+            return edit
+        matrix = matrices[len(matrices) // 2]
+        text = prompt_text(edit.prompt)
+        keys = prompt_keys(base, [text], [matrix])[matrix.name]
+        spans = base.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+        scores = leverage(keys, self.composition.root_of(matrix.name)).tolist()
+        return replace(edit, subject=salient_name(text, spans, scores))
+
+    def _asked(self, edit: Edit) -> list[Edit]:
+        """The edit's prompt, then as many other ways to ask it as the settings want."""
+        first, *others = (replace(edit, prompt=text + edit.prompt) for text in self.config.prefixes)
+        found = self.wordings.of(edit, self.config.wordings)
+        count = max(len(others), self.config.wordings)
+        stand_in = [(others or [first])[i % max(len(others), 1)] for i in range(count)]
+        return [first, *(replace(edit, prompt=w) for w in found), *stand_in[len(found) :]]
 
     def _optimise(
         self,
@@ -235,6 +283,7 @@ class SubjectEditor(RidgeEditor):
             "scale": self.scale,
             "ridge": dict(self.composition.ridge),
             "protected": {n: [k.exponent, k.rest] for n, k in self.protected.items()},
+            "wordings": self.wordings.to_dict(),
         }
         keys = {f"protected.{n}": k.grid for n, k in self.protected.items()}
         return header, self.grid.tensors() | keys
@@ -248,8 +297,9 @@ class SubjectEditor(RidgeEditor):
         tensors: dict[str, Tensor],
     ) -> SubjectEditor:
         """See `Editor.from_state`."""
-        # Files from before these settings were composed without them.
-        settings: dict[str, Any] = {"share": 1.0, "strength": 1.0, **header["subject"]}
+        # Files from before these settings worked and were composed without them.
+        before = {"share": 1.0, "strength": 1.0, "growth": 0.0, "wordings": 0}
+        settings: dict[str, Any] = before | dict(header["subject"])
         settings["prefixes"] = tuple(settings["prefixes"])
         protected = {
             str(n): PrincipalKeys(tensors[f"protected.{n}"], int(exponent), float(rest))
@@ -264,17 +314,18 @@ class SubjectEditor(RidgeEditor):
             ridge={str(n): float(r) for n, r in header["ridge"].items()},
             protected=protected,
             grid=Grid.from_tensors(rest),
+            wordings=Wordings(header.get("wordings", {})),
         )
 
 
-def _middle(base: Base) -> tuple[Matrix, ...]:
-    """The MLP outputs of every second block in the middle of the model.
+def _early(base: Base) -> tuple[Matrix, ...]:
+    """The MLP outputs of the blocks between a tenth and a quarter of the model.
 
     The family's default pattern names the matrix kind; only its blocks change.
     """
     kinds = {pattern.partition("@")[0] for pattern in base.family.defaults}
     depth = len(base.blocks)
-    blocks = set(range((depth + 2) // 4, max(depth // 4 + 1, depth * 3 // 5 + 1), 2))
+    blocks = range(depth // 10, max(depth // 10, depth // 4) + 1)
     found = base.matrices([f"{kind}@:" for kind in sorted(kinds)])
     outputs = [m for m in found if m.block in blocks]
     widths = {m.d_out for m in outputs}

@@ -1,5 +1,7 @@
 """Values optimised at the subject's token."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,7 +9,11 @@ from mend_core.datasets import Edit, PromptAnswer
 from mend_core.editors import SubjectConfig, SubjectEditor, load_editor
 from mend_core.editors.finetune import edit_loss
 from mend_core.editors.lookahead import answer_scores
+from mend_core.editors.ridge import prompt_keys
+from mend_core.editors.salient import leverage
+from mend_core.editors.wordings import Wordings
 from mend_core.errors import EditError, EditorMismatch
+from mend_core.factors import FactorRows
 from mend_core.models import encode_edits, with_delta
 from mend_core.testing import FACTS
 
@@ -29,8 +35,8 @@ def editor(knowing_llama):
     return SubjectEditor.create(knowing_llama, CONFIG, edits=EDITS, matrices=["down_proj@0:3"])
 
 
-def nll(base, delta):
-    encoded, _, _ = encode_edits(base, EDITS)
+def nll(base, delta, edits=EDITS):
+    encoded, _, _ = encode_edits(base, edits)
     with torch.no_grad(), with_delta(base, {n: d.float() for n, d in delta.items()}):
         return edit_loss(base, encoded, None)[0].item()
 
@@ -53,6 +59,53 @@ def test_a_file_from_before_the_strength_composes_as_it_did(editor):
     again = SubjectEditor.from_state(editor.base_digest, editor.shapes, old, tensors)
     assert again.composition.strength == 1.0
     assert again.config.share == 1.0
+
+
+def test_an_edit_without_a_subject_is_put_where_its_prompt_stands_out(knowing_llama, editor):
+    edit = EDITS[1]
+    untold = [
+        replace(edit, subject=None),
+        replace(edit, id="not in it", subject="Zz"),
+        replace(edit, id="spaced", prompt=f"{edit.prompt}  ", subject=None),
+    ]
+    matrices = editor.matrices_of(knowing_llama)
+    text_keys = prompt_keys(knowing_llama, [edit.prompt], matrices)
+    middle = matrices[len(matrices) // 2].name
+    place = int(leverage(text_keys[middle], editor.composition.root_of(middle)).argmax())
+    made = editor.factor(knowing_llama, untold)
+    first = matrices[0].name
+    for factor in made:
+        assert isinstance(factor, FactorRows)
+        assert torch.allclose(factor.rows[first].u[0], text_keys[first][place], atol=1e-4)
+
+
+def test_other_wordings_are_asked_and_answered(knowing_llama):
+    learned = [
+        replace(e, paraphrases=(f"{e.subject}? It is said to be",)) for e in EDITS for _ in range(3)
+    ]
+    wordings = Wordings.learn(learned)
+    told = SubjectEditor.create(
+        knowing_llama, CONFIG, edits=EDITS, matrices=["down_proj@0:3"], wordings=wordings
+    )
+    untold = SubjectEditor.create(knowing_llama, CONFIG, edits=EDITS, matrices=["down_proj@0:3"])
+    put_otherwise = [replace(e, prompt=wordings.of(e, 1)[0]) for e in EDITS]
+    assert all(asked.prompt != e.prompt for asked, e in zip(put_otherwise, EDITS, strict=True))
+    heard, unheard = (
+        nll(knowing_llama, e.delta(knowing_llama, EDITS), put_otherwise) for e in (told, untold)
+    )
+    assert heard < unheard
+
+
+def test_a_wording_too_long_for_the_model_leaves_the_prompt(knowing_llama):
+    longest = knowing_llama.max_length
+    wordings = Wordings.learn(
+        [replace(e, paraphrases=(f"{'so ' * longest}{e.subject} is",)) for e in EDITS * 3]
+    )
+    editor = SubjectEditor.create(
+        knowing_llama, CONFIG, edits=EDITS, matrices=["down_proj@0:3"], wordings=wordings
+    )
+    assert wordings.of(EDITS[0], 1)
+    assert not any(isinstance(f, EditError) for f in editor.factor(knowing_llama, EDITS))
 
 
 def test_an_edit_does_not_depend_on_its_company(knowing_llama, editor):
