@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from gateway.commands.models import model_editor, model_source, policy_payload
-from gateway.demo.run import PACK, DemoOptions, run
+from gateway.demo.run import DEMO_EDITOR, PACK, DemoOptions, run
 from gateway.errors import UserError
 from gateway.output import JsonOption, err, print_json
 
@@ -26,7 +26,7 @@ def demo(
     source: Annotated[str, typer.Option(help="Base model: `smollm2`, a folder, a hub id.")] = (
         "smollm2"
     ),
-    editor: Annotated[str, typer.Option(help="Editor file, or `shipped`.")] = "shipped",
+    editor: Annotated[str, typer.Option(help="Editor file, or `shipped`.")] = DEMO_EDITOR,
     policy: Annotated[
         str, typer.Option(help="Gate policy: `demo`, `default` or a YAML file.")
     ] = "demo",

@@ -26,6 +26,9 @@ from ledger import aliases, db, edits, gates, requests, versions
 from ledger.records import Edit, Version
 
 MODEL_NAME = "demo"
+DEMO_EDITOR = "shipped:smollm2-135m-subject"
+"""The quickest that holds the whole pack; the best one takes twice as long."""
+
 PACK = Path(__file__).with_name("pack.jsonl")
 SHOWN_PROMPTS = 3
 """Prompts asked again before and after the rollback."""
@@ -40,7 +43,7 @@ class DemoOptions:
 
     Attributes:
         source: The base model.
-        editor: Its editor.
+        editor: Its editor; `DEMO_EDITOR` is the quickest shipped one.
         policy: The gate policy, as a person names it.
         policy_payload: The same as a register job is told.
         pack: The edit requests.
@@ -48,7 +51,7 @@ class DemoOptions:
     """
 
     source: str = "smollm2"
-    editor: str = "shipped"
+    editor: str = DEMO_EDITOR
     policy: str = "demo"
     policy_payload: Mapping[str, str] = field(default_factory=lambda: {"policy": "demo"})
     pack: Path = PACK
