@@ -153,12 +153,16 @@ class _Bulk:
         return again
 
     def _held(self, facts: Sequence[str]) -> set[int]:
-        """Places whose fact is claimed, applied or live: a contradiction is possible."""
+        """Places whose fact another edit has, so that a contradiction is possible.
+
+        One that only waits is found by COPY itself, unless the new ones wait for approval: those
+        are outside the rule that would refuse them.
+        """
+        having = "state IN ('claimed', 'applied', 'live')"
+        if self._approval:
+            having = f"({having} OR state IN ('submitted', 'queued'))"
         some = self._conn.execute(
-            text(
-                "SELECT EXISTS (SELECT FROM edits WHERE model_id = :model "
-                "AND state IN ('claimed', 'applied', 'live'))"
-            ),
+            text(f"SELECT EXISTS (SELECT FROM edits WHERE model_id = :model AND {having})"),  # noqa: S608 - our words
             {"model": self._model_id},
         ).scalar_one()
         if not some:
@@ -166,11 +170,11 @@ class _Bulk:
         held = _hex(
             self._conn.execute(
                 text(
-                    """
+                    f"""
                     SELECT DISTINCT fact_key FROM edits
-                     WHERE model_id = :model AND state IN ('claimed', 'applied', 'live')
+                     WHERE model_id = :model AND {having}
                        AND fact_key = ANY(CAST(:facts AS uuid[]))
-                    """
+                    """  # noqa: S608 - our words
                 ),
                 {"model": self._model_id, "facts": list(facts)},
             ).scalars()

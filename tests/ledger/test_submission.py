@@ -116,6 +116,22 @@ def test_model_with_approval(new_desk):
         desk.do(edits.approve, two, actor="bob", reason="again")
 
 
+def test_bulk_names_a_waiting_rival_where_everything_needs_approval(new_desk):
+    desk = new_desk(approval=True)
+    waiting = desk.submit("Fact 0 is", "old").edit_id
+    desk.do(edits.approve, waiting, actor="bob", reason="fine")
+    done = many(
+        desk,
+        EditRequest(prompt="Fact 0 is", target="other", source="wiki"),
+        EditRequest(prompt="Fact 1 is", target="t"),
+    )
+    assert done.awaiting_approval == 2
+    rival, plain = (desk.do(edits.history, one)[0] for one in done.edit_ids)
+    assert rival.data["contradicts"] == waiting
+    assert "contradicts" not in plain.data
+    assert desk.state(waiting) == "queued"
+
+
 def test_cancel_and_redrive(desk):
     one = desk.submit().edit_id
     desk.do(edits.cancel, one, actor="ann", reason="typo")
