@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from mend_core.errors import NoSuchMatrix
 from mend_core.models.base import Base, Matrix
 
+MATRIX = 2
+"""Axes of a matrix."""
+
 
 def matrix_of(base: Base, name: str, shape: tuple[int, ...] | None = None) -> Matrix:
     """The matrix of a full parameter name.
@@ -94,7 +97,13 @@ def overlay(base: Base, weights: Mapping[str, Tensor]) -> Iterator[None]:
 def with_delta(base: Base, delta: Mapping[str, Tensor]) -> Iterator[None]:
     """Adds x·ΔWᵀ to the named modules' outputs for the length of the block, differentiably.
 
-    For training editors: gradients reach `delta` (d_out, d_in); the weights stay untouched.
+    For training editors: gradients reach `delta`; the weights stay untouched.
+
+    Args:
+        base: The model.
+        delta: Full parameter name to (d_out, d_in), or to (groups, d_out, d_in), each group's
+            change for its share of the batch: the batch then holds the groups one after the other,
+            equally many sequences each.
 
     Raises:
         NoSuchMatrix: A name is no editable matrix or the shape differs.
@@ -102,15 +111,18 @@ def with_delta(base: Base, delta: Mapping[str, Tensor]) -> Iterator[None]:
 
     def adding(change: Tensor) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
         def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            extra: Tensor = args[0] @ change.to(args[0].dtype).t()
-            return output + extra
+            x: Tensor = args[0]
+            if change.dim() > MATRIX:
+                x = x.reshape(len(change), -1, x.shape[-1])
+            extra: Tensor = x @ change.to(x.dtype).mT
+            return output + extra.reshape(output.shape)
 
         return hook
 
     handles = []
     try:
         for name, change in delta.items():
-            module = matrix_of(base, name, tuple(change.shape)).module
+            module = matrix_of(base, name, tuple(change.shape[-MATRIX:])).module
             handles.append(module.register_forward_hook(adding(change)))
         yield
     finally:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -201,26 +201,30 @@ def forward(
         (batch, length, vocabulary), or (kept, vocabulary) in row-major order with `keep`;
         classifier: (batch, classes).
     """
-    hidden = prefix.hidden(encoded) if prefix is not None else None
-    if hidden is None or prefix is None:
-        with keeping(base, None if encoded.kind == "classifier" else keep):
-            return _run(base, encoded)
-    return suffix(base, hidden, prefix.first_block, encoded, keep=keep)
+    if prefix is None:
+        return suffix(base, None, 0, encoded, keep=keep)
+    return suffix(base, prefix.hidden(encoded), prefix.first_block, encoded, keep=keep)
 
 
 def suffix(
-    base: Base, hidden: Tensor, first_block: int, encoded: Encoded, *, keep: Tensor | None = None
+    base: Base,
+    hidden: Tensor | None,
+    first_block: int,
+    encoded: Encoded,
+    *,
+    keep: Tensor | None = None,
 ) -> Tensor:
     """Logits from the hidden states entering `first_block`; only the blocks from there run.
 
     Args:
         base: The model with whatever weights are in place now.
-        hidden: (batch, length, d_model).
+        hidden: (batch, length, d_model); None runs the whole model.
         first_block: Index into ``base.blocks``, at least 1.
         encoded: The batch the states belong to.
         keep: As in `forward`.
     """
     if encoded.kind == "classifier":
         keep = None
-    with starting_at(base, first_block, hidden), keeping(base, keep):
+    start = nullcontext() if hidden is None else starting_at(base, first_block, hidden)
+    with start, keeping(base, keep):
         return _run(base, encoded)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mend_core.datasets import Edit
-from mend_core.editors.base import FactorEditor
+from mend_core.editors.base import Editor
 from mend_core.errors import TrainingError
 from mend_core.models import Base
 from mend_core.training.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -87,7 +87,9 @@ class Trainer:
         self.validation = ExampleCache(base, matrices, validation, **options)
         rate = config.lr if config.released else config.lr_lr
         self.parameters = [p for p in self.trainable.module.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.Adam(self.trainable.groups(config.lr, rate))
+        groups = self.trainable.groups(config.lr, rate)
+        self.rates = [float(group["lr"]) for group in groups]
+        self.optimiser = torch.optim.Adam(groups)
         self.identity = {
             "settings": config.to_dict(),
             "base": base.digest,
@@ -97,7 +99,7 @@ class Trainer:
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
 
-    def run(self) -> FactorEditor:
+    def run(self) -> Editor:
         """Train (or go on training) to the end and return the best editor.
 
         Raises:
@@ -126,8 +128,8 @@ class Trainer:
                 self._save(checkpoint)
         return self.finish()
 
-    def finish(self) -> FactorEditor:
-        """The editor of the best validation, grid calibrated."""
+    def finish(self) -> Editor:
+        """The editor of the best validation, what is fitted at the end fitted."""
         if self.best:
             self.trainable.module.load_state_dict(self.best)
         samples = [e for e in map(self.train.get, range(min(256, len(self.train.edits)))) if e]
@@ -216,7 +218,7 @@ class Trainer:
         if c.released:
             self.trainable.observe([e for group in groups for e in group])
         items = choose_items([e for g in groups for e in g], others, picks)
-        result = evaluate(self.base, self.matrices, self.trainable.pairs(groups), items)
+        result = evaluate(self.base, self.matrices, self.trainable.change(groups), items)
         loss = c.c_edit * result.edit + c.c_loc * result.locality
         finite = bool(torch.isfinite(loss.detach()))
         if finite:
@@ -244,11 +246,7 @@ class Trainer:
         norm = float(torch.nn.utils.clip_grad_norm_(grads, self.config.clip)) if grads else 0.0
         if math.isfinite(norm):  # a NaN or Inf gradient is dropped, as the reference does
             rate = self._rate(step)
-            initial = (
-                self.config.lr,
-                self.config.lr if self.config.released else self.config.lr_lr,
-            )
-            for group, lr in zip(self.optimiser.param_groups, initial, strict=True):
+            for group, lr in zip(self.optimiser.param_groups, self.rates, strict=True):
                 group["lr"] = lr * rate
             self.optimiser.step()
         self.optimiser.zero_grad()
@@ -272,8 +270,8 @@ class Trainer:
                 others = [usable[(usable.index(e) + n) % len(usable)] for e in flat]
                 with torch.no_grad():
                     items = choose_items(flat, others, [0] * len(flat))
-                    pairs = self.trainable.pairs(groups)
-                    r = evaluate(self.base, self.matrices, pairs, items)
+                    change = self.trainable.change(groups)
+                    r = evaluate(self.base, self.matrices, change, items)
                 for k, value in enumerate((r.es, r.gs, r.ls)):
                     totals[k] += value * len(flat)
             es, gs, ls = (t / (len(batches) * n) for t in totals)

@@ -2,46 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mend_core.models import Base, Encoded, Matrix, forward, suffix
+from mend_core.models import Base, Matrix, suffix
+from mend_core.training.change import Change
 from mend_core.training.examples import Example, Item, stack
-
-Pairs = Mapping[str, tuple[Tensor, Tensor]]
-"""Matrix → keys (groups, rows, d_in) and values (groups, rows, d_out): per group ΔW = Σ value keyᵀ.
-
-Groups are independent batches of edits whose losses are computed in one forward pass."""
-
-
-@contextmanager
-def low_rank(matrices: Sequence[Matrix], pairs: Pairs) -> Iterator[None]:
-    """Adds each group's ΔW to its share of the batch, without forming ΔW; differentiable.
-
-    The batch must hold the groups one after the other, equally many sequences each.
-    """
-
-    def hook_for(keys: Tensor, values: Tensor) -> Any:
-        def hook(_module: Any, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-            x = args[0]
-            grouped = x.reshape(keys.shape[0], -1, x.shape[-1]).to(keys.dtype)
-            change = (grouped @ keys.transpose(1, 2)) @ values
-            return out + change.reshape(out.shape).to(out.dtype)
-
-        return hook
-
-    handles = [m.module.register_forward_hook(hook_for(*pairs[m.name])) for m in matrices]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,23 +50,27 @@ def choose_items(
     return items
 
 
-def evaluate(base: Base, matrices: Sequence[Matrix], pairs: Pairs, items: Sequence[Item]) -> Losses:
+def evaluate(
+    base: Base, matrices: Sequence[Matrix], change: Change, items: Sequence[Item]
+) -> Losses:
     """One forward of the edited blocks over all items, and one of the base over locality items.
 
     Args:
         base: The base with its own weights.
         matrices: Edited matrices.
-        pairs: The change of each group.
+        change: The change of each group.
         items: From `choose_items`, group after group: edit, rephrase, locality, edit, …
     """
     encoded, hidden = stack(base, items)
     first = min(m.block for m in matrices)
-    with low_rank(matrices, pairs):
-        logits = _logits(base, encoded, hidden, first)
+    with change.applied(base):
+        logits = suffix(base, hidden, first, encoded, keep=encoded.answer_mask)
     near = list(items)[2::3]
     near_encoded, near_hidden = stack(base, near)
     with torch.no_grad():
-        reference = _logits(base, near_encoded, near_hidden, first).float().log_softmax(-1)
+        keep = near_encoded.answer_mask
+        reference = suffix(base, near_hidden, first, near_encoded, keep=keep).float()
+        reference = reference.log_softmax(-1)
     part = torch.tensor([0, 1, 2], device=logits.device).repeat(len(near))
     row, target = encoded.answer_rows, encoded.answer_labels
     counts = torch.bincount(row, minlength=len(items)).clamp(min=1)
@@ -117,10 +91,3 @@ def evaluate(base: Base, matrices: Sequence[Matrix], pairs: Pairs, items: Sequen
         gs=float(right[part == 1].sum() / number),
         ls=float(same.sum() / number),
     )
-
-
-def _logits(base: Base, encoded: Encoded, hidden: Tensor | None, first_block: int) -> Tensor:
-    keep = None if base.kind == "classifier" else encoded.answer_mask
-    if hidden is None:
-        return forward(base, encoded, keep=keep)
-    return suffix(base, hidden, first_block, encoded, keep=keep)
