@@ -10,7 +10,6 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,8 +18,8 @@ from ledger.records import Edit as LedgerEdit
 from ledger.records import Model
 from mend_core.datasets.edit import Edit, PromptAnswer
 from mend_core.digests import json_digest
-from mend_core.editors.base import FactorEditor, load_editor
-from mend_core.errors import EditorCorrupt, EditorMismatch
+from mend_core.editors.base import FactorEditor, load_factor_editor
+from mend_core.errors import EditorCorrupt
 from mend_core.factors import Composition, FactorStore, VersionStore
 from mend_core.models import Base, Overlay, PrefixCache, load_base
 from mend_core.models.shipped import cache_root
@@ -74,20 +73,15 @@ class WarmModel:
         self.base: Base = base or load_base(
             model.source, device=config.device, dtype=dtype, expected_digest=model.base_digest
         )
-        editor = load_editor(Path(model.editor.path))
+        editor = load_factor_editor(model.editor.path)
         if editor.digest != model.editor.digest:
             raise EditorCorrupt(
                 f"{model.editor.path}: is {editor.digest}, but model {model.name} was registered "
                 f"with {model.editor.digest}; restore the file or register the new editor"
             )
-        if not isinstance(editor, FactorEditor):
-            raise EditorMismatch(
-                f"a {editor.kind} editor gives whole weight changes, not factors, so versions "
-                "cannot be made with it; use mend, malmen or ultra"
-            )
         editor.check(self.base)
         self.name = model.name
-        self.editor: FactorEditor = editor
+        self.editor = editor
         self.composition = self._composition(model, editor)
         first = min(m.block for m in editor.matrices_of(self.base))
         self.prefix = PrefixCache(self.base, first)

@@ -1,6 +1,6 @@
 """Editors: transformations of gradients into edits."""
 
-from mend_core.editors.base import Editor, FactorEditor, load_editor
+from mend_core.editors.base import Editor, FactorEditor, load_editor, load_factor_editor
 from mend_core.editors.enn import EnnConfig, EnnEditor
 from mend_core.editors.finetune import FinetuneConfig, FinetuneEditor, FinetuneKLEditor
 from mend_core.editors.ke import KeConfig, KeEditor
@@ -32,4 +32,5 @@ __all__ = [
     "UltraConfig",
     "UltraEditor",
     "load_editor",
+    "load_factor_editor",
 ]

@@ -274,3 +274,22 @@ def load_editor(path: str | Path) -> Editor:
         raise EditorCorrupt(
             f"{path}: the file does not hold a whole {header.kind} editor: {error}"
         ) from error
+
+
+def load_factor_editor(path: str | Path) -> FactorEditor:
+    """Read an editor file whose edits are factor rows, as versions need them.
+
+    Raises:
+        EditorNotFound: No such file.
+        EditorCorrupt: See `load_editor`.
+        EditorMismatch: An editor of another sort, such as one trained for comparison.
+    """
+    editor = load_editor(path)
+    if not isinstance(editor, FactorEditor):
+        able = sorted(kind for kind, made in _KINDS.items() if issubclass(made, FactorEditor))
+        raise EditorMismatch(
+            f"{path}: an editor of kind {editor.kind!r} gives whole weight changes, not factors, "
+            f"so no version can be made with it (`mend bench editors` compares it); use one of "
+            f"kind {', '.join(able)}"
+        )
+    return editor

@@ -10,6 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from ledger import doctor, jobs, versions
 from ledger.states import EditState, JobState
+from mend_core.editors import EnnEditor
+from mend_core.models import load_base
 from tests.workers import tiny
 from workers import pipeline
 from workers.building import build
@@ -73,6 +75,23 @@ def test_an_unknown_kind_names_the_known_ones(ready):
     job = ready.run("dance")
     assert job.state is JobState.FAILED
     assert "materialise" in job.error
+
+
+def test_an_editor_that_makes_no_factors_is_refused_in_one_sentence(ready, tmp_path):
+    base = load_base(ready.model.source)
+    file = tmp_path / "peer.safetensors"
+    EnnEditor.create(base, matrices=["down_proj@-1:"]).save(file)
+    asked = (
+        ready.run("editor", path=str(file)),
+        ready.run("register", name="new", source=ready.model.source, editor=str(file)),
+        ready.run("rebase", editor=str(file)),
+    )
+    for job in asked:
+        assert job.state is JobState.FAILED
+        assert "'enn' gives whole weight changes" in job.error
+        assert "malmen, mend" in job.error
+        assert str(file) in job.error
+        assert "Traceback" not in job.error
 
 
 def test_revert_is_as_if_the_edit_had_never_been_there(ready, inside):

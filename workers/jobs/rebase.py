@@ -23,6 +23,7 @@ from ledger import versions as version_rows
 from ledger.records import Edit as LedgerEdit
 from ledger.records import Editor, Job, Model, SetMember, Version
 from ledger.requests import Asked, EditRequest
+from mend_core.editors import load_factor_editor
 from mend_core.factors import version_digest
 from mend_core.models import load_base
 from mend_core.probes.suites import UNCHANGED_KINDS
@@ -31,7 +32,7 @@ from workers.factoring import factor_record
 from workers.jobs import Busy, JobInvalid
 from workers.jobs.judged import judged
 from workers.jobs.payload import field, find_version, model_of
-from workers.jobs.register import SHIPPED, editor_path, factor_editor
+from workers.jobs.register import SHIPPED, editor_path
 from workers.pipeline import commit_plan
 from workers.proving import Verdict, policy_of
 from workers.replay import Fate, Replay, replay
@@ -66,7 +67,7 @@ def _ground(context: Context, job: Job, model: Model) -> Ground:
     dtype = str(model.settings.get("dtype", "float32"))
     base = load_base(source, device=context.config.device, dtype=dtype)
     path = editor_path(field(job, "editor", str, SHIPPED), base.digest)
-    editor = factor_editor(path)
+    editor = load_factor_editor(path)
     editor.check(base)
     there = replace(
         model,

@@ -12,7 +12,7 @@ from typing import Any
 from ledger import models as model_rows
 from ledger.errors import AlreadyExists
 from ledger.records import Job
-from mend_core.editors import Editor, FactorEditor, load_editor
+from mend_core.editors import load_editor, load_factor_editor
 from mend_core.editors.shipped import shipped_editor, shipped_editors
 from mend_core.errors import EditorMismatch, EditorNotFound
 from mend_core.factors import version_digest
@@ -57,28 +57,13 @@ def editor_path(which: str, base_digest: str | None) -> Path:
     )
 
 
-def factor_editor(path: Path) -> FactorEditor:
-    """Load an editor whose edits are factors.
-
-    Raises:
-        EditorError: It cannot be loaded, or gives whole weight changes.
-    """
-    loaded: Editor = load_editor(path)
-    if not isinstance(loaded, FactorEditor):
-        raise EditorMismatch(
-            f"{path}: a {loaded.kind} editor gives whole weight changes, not factors, so versions "
-            "cannot be made with it; use mend, malmen or ultra"
-        )
-    return loaded
-
-
 def editor(context: Context, job: Job) -> Mapping[str, Any]:
     """Register an editor file.
 
     Payload: ``path`` (absolute, or "shipped:NAME"), ``meta``.
     """
     path = editor_path(field(job, "path", str), None)
-    loaded = factor_editor(path)
+    loaded = load_factor_editor(path)
     row = context.transact(
         lambda conn: model_rows.register_editor(
             conn,
@@ -125,7 +110,7 @@ def register(context: Context, job: Job) -> Mapping[str, Any]:
     )
     check_suite(base, ProbeSuite(tuple(items)))
     path = editor_path(field(job, "editor", str, SHIPPED), base.digest)
-    loaded = factor_editor(path)
+    loaded = load_factor_editor(path)
     loaded.check(base)
     composition = loaded.composition.to_dict()
 
