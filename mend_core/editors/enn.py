@@ -6,8 +6,10 @@ MAML for editability: the model itself is trained so that one gradient step does
     W₁ = W₀ - η_ℓ ∇_{W₀} L_edit        η: learned per matrix; one or more steps
 
 The outer loss c_edit · NLL(rephrase; W₁) + KL(base ‖ W₁) is differentiated *through* the inner step
-(second order). Here the shift is confined to the edited matrices, so that a version stays base + ΔW
-with ΔW = W₁ - W; the authors train every weight of the model.
+(second order). Two things differ from the authors' code, both because a version here is base + ΔW
+with ΔW = W₁ - W: the shift is confined to the edited matrices (they train every weight of the
+model), and a further term KL(base ‖ W₀) is left out (nobody is ever served W₀: a version without
+edits is the base).
 """
 
 from __future__ import annotations
@@ -23,10 +25,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mend_core.datasets.edit import Edit
 from mend_core.editors.base import Editor
-from mend_core.editors.finetune import edit_loss
 from mend_core.errors import EmptyBatch
 from mend_core.factors import Delta
-from mend_core.models import Base, Encoded, PrefixCache, encode_edits, with_delta
+from mend_core.factors.extract import answer_losses, tapped
+from mend_core.models import (
+    Base,
+    Encoded,
+    PrefixCache,
+    encode_edits,
+    suffix,
+    with_delta,
+    with_pairs,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,26 +64,63 @@ class EnnNetworks(nn.Module):
         self.shifts = nn.ParameterList(torch.zeros(shape) for shape in shapes.values())
         self.learning_rates = nn.Parameter(torch.full((len(shapes),), config.learning_rate))
 
-    def forward(self, base: Base, encoded: Encoded, prefix: PrefixCache | None) -> Delta:
-        """ΔW = W₁ - W for a batch of edits; differentiable when gradients are on."""
-        outer = torch.is_grad_enabled()
-        delta = dict(zip(self.names, self.shifts, strict=True))
-        with torch.enable_grad(), twice_differentiable():
-            for _ in range(self.config.steps):
-                if not outer:
-                    delta = {n: d.detach().requires_grad_() for n, d in delta.items()}
-                with with_delta(base, delta):
-                    loss, _ = edit_loss(base, encoded, prefix)
-                # The batch's loss is a mean; the sum makes n edits n times one edit, as for MEND.
-                second = outer and not self.config.first_order
-                grads = torch.autograd.grad(
-                    loss * len(encoded), list(delta.values()), create_graph=second
-                )
-                delta = {
-                    name: delta[name] - rate * grad
-                    for name, rate, grad in zip(self.names, self.learning_rates, grads, strict=True)
-                }
-        return delta if outer else {n: d.detach() for n, d in delta.items()}
+    def forward(
+        self, base: Base, encoded: Encoded, hidden: Tensor | None, groups: int = 1
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """The inner steps of each group of edits; differentiable when gradients are on.
+
+        A weight gradient is Σ δ uᵀ over positions and is kept as that, also where it is itself
+        differentiated: a group takes rows, not a matrix.
+
+        Args:
+            base: The base, with its own weights in place.
+            encoded: Edits with their targets, the groups one after the other, equally many each.
+            hidden: States entering the first edited block, (batch, length, d_model); None runs the
+                whole model.
+            groups: Independent batches of edits.
+
+        Returns:
+            Matrix → keys (groups, rows, d_in) and values (groups, rows, d_out) with
+            W₁ = W₀ + Σ value keyᵀ.
+        """
+        second = torch.is_grad_enabled() and not self.config.first_order
+        matrices = [base.by_name[name] for name in self.names]
+        first = min(matrix.block for matrix in matrices)
+        made: dict[str, tuple[Tensor, Tensor]] = {}
+        for _ in range(self.config.steps):
+            with (
+                torch.enable_grad(),
+                twice_differentiable(),
+                with_delta(base, self.shift),
+                with_pairs(base, made),
+                tapped(matrices, graph=second) as taps,
+            ):
+                logits = suffix(base, hidden, first, encoded, keep=encoded.answer_mask)
+                # A sum over edits: n edits move n times as far as one, as for MEND, and a group's
+                # gradient is its own.
+                loss = answer_losses(logits, encoded).sum()
+                outputs = [taps.outputs[name] for name in self.names]
+                grads = torch.autograd.grad(loss, outputs, create_graph=second)
+            for rate, name, grad in zip(self.learning_rates, self.names, grads, strict=True):
+                key = _grouped(taps.inputs[name], groups, rate.dtype)
+                value = -rate * _grouped(grad, groups, rate.dtype)
+                if name in made:
+                    key = torch.cat((made[name][0], key), dim=1)
+                    value = torch.cat((made[name][1], value), dim=1)
+                made[name] = (key, value)
+        return made
+
+    @property
+    def shift(self) -> dict[str, Tensor]:
+        """Matrix → S, (d_out, d_in)."""
+        return dict(zip(self.names, self.shifts, strict=True))
+
+    def dense(self, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> Delta:
+        """ΔW = W₁ - W of the first group, (d_out, d_in), from what `forward` gave."""
+        return {
+            name: shift + pairs[name][1][0].T @ pairs[name][0][0]
+            for name, shift in self.shift.items()
+        }
 
 
 class EnnEditor(Editor):
@@ -114,8 +161,7 @@ class EnnEditor(Editor):
         assert encoded is not None
         prefix = PrefixCache(base, min(m.block for m in self.matrices_of(base)))
         with torch.no_grad():
-            made: Delta = self.networks(base, encoded, prefix)
-        return made
+            return self.networks.dense(self.networks(base, encoded, prefix.hidden(encoded)))
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """See `Editor.state`."""
@@ -134,6 +180,11 @@ class EnnEditor(Editor):
         networks.load_state_dict(tensors)
         networks.requires_grad_(requires_grad=False)
         return cls(base_digest, shapes, networks)
+
+
+def _grouped(rows: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
+    """(batch, length, d) → (groups, rows, d)."""
+    return rows.to(dtype).reshape(groups, -1, rows.shape[-1])
 
 
 @contextmanager

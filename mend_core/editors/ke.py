@@ -8,6 +8,12 @@ two column vectors and a gate,
 
 with ∇W the gradient of the edit's NLL at the base and s a fixed largest scale. It adds, not
 subtracts. The original edits one fact at a time; a batch here is the sum of its edits' changes.
+
+ΔW need not be formed to be felt: a has rank one, so with raw rows u_t, δ_t
+
+    ΔW = Σ_t (s σ(c) softmax(row_a) ⊙ δ_t) (col_a ⊙ u_t)ᵀ + (s σ(c) softmax(row_b)) col_bᵀ
+
+is as many pairs of rows as the edit has, and one more. Training keeps to those.
 """
 
 from __future__ import annotations
@@ -21,10 +27,9 @@ from torch import Tensor, nn
 
 from mend_core.datasets.edit import Edit
 from mend_core.editors.base import Editor
-from mend_core.editors.finetune import answer_logits
 from mend_core.errors import EmptyBatch
 from mend_core.factors import Delta, extract
-from mend_core.models import Base, PrefixCache, encode_edits
+from mend_core.models import Base, Encoded, PrefixCache, encode_edits, suffix
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,24 +82,29 @@ class KeNetworks(nn.Module):
                 for d_out, d_in in shapes.values()
             )
 
-    def forward(self, embedded: Tensor, rows: Mapping[str, tuple[Tensor, Tensor]]) -> Delta:
-        """One edit's ΔW.
+    def forward(
+        self, embedded: Tensor, rows: Mapping[str, tuple[Tensor, Tensor]]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """One edit's change.
 
         Args:
             embedded: The condition's token embeddings, (tokens, width) float32.
-            rows: Matrix → raw (u, δ) rows of the edit.
+            rows: Matrix → raw (u, δ) rows of the edit, (rows, d_in) and (rows, d_out).
+
+        Returns:
+            Matrix → keys (rows + 1, d_in) and values (rows + 1, d_out) with ΔW = Σ value keyᵀ.
         """
         _, (last, _) = self.lstm(embedded[None])
         h = self.reduce(torch.cat((last[0, 0], last[1, 0])))
-        delta: Delta = {}
+        pairs: dict[str, tuple[Tensor, Tensor]] = {}
         for head, (name, (d_out, d_in)) in zip(self.heads, self.shapes.items(), strict=True):
             numbers = torch.split(head(h), [d_out, d_in, d_out, d_in, 1])
             row_a, col_a, row_b, col_b, gate = numbers
-            a = torch.outer(row_a.softmax(-1), col_a)
-            b = torch.outer(row_b.softmax(-1), col_b)
             u, g = rows[name]
-            delta[name] = self.config.max_scale * gate.sigmoid() * ((g.T @ u) * a + b)
-        return delta
+            keys = torch.cat((u * col_a, col_b[None]))
+            values = torch.cat((g * row_a.softmax(-1), row_b.softmax(-1)[None]))
+            pairs[name] = (keys, self.config.max_scale * gate.sigmoid() * values)
+        return pairs
 
 
 class KeEditor(Editor):
@@ -138,12 +148,15 @@ class KeEditor(Editor):
         if raw.errors:
             raise raw.errors[min(raw.errors)]
         total: Delta = {n: torch.zeros(s, device=base.device) for n, s in self.shapes.items()}
-        for number, edit in enumerate(edits):
+        encoded, _, _ = encode_edits(base, edits)
+        assert encoded is not None
+        read = conditions(base, edits, encoded, prefix.hidden(encoded), prefix.first_block)
+        for number, embedded in enumerate(read):
             rows = {n: (r.u, r.v) for n, r in raw.of(number).items()}
             with torch.no_grad():
-                change = self.networks(condition(base, edit, prefix), rows)
-            for name in total:
-                total[name] += change[name]
+                made = self.networks(embedded, rows)
+            for name, (keys, values) in made.items():
+                total[name] += values.T @ keys
         return total
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -167,21 +180,33 @@ class KeEditor(Editor):
 
 
 @torch.no_grad()
-def condition(base: Base, edit: Edit, prefix: PrefixCache | None = None) -> Tensor:
-    """Embeddings of "prediction >> target || prompt", (tokens, width) float32.
+def conditions(
+    base: Base,
+    edits: Sequence[Edit],
+    encoded: Encoded,
+    hidden: Tensor | None,
+    first_block: int,
+) -> list[Tensor]:
+    """Embeddings of "prediction >> target || prompt" of each edit, (tokens, width) float32.
 
     The prediction is the base's own answer, token by token beside the target.
+
+    Args:
+        base: The base, with its own weights in place.
+        edits: At least one.
+        encoded: Their prompts with targets, in the same order.
+        hidden: States entering block `first_block`, (batch, length, d_model); None runs the whole
+            model.
+        first_block: Index into ``base.blocks``.
     """
-    encoded, _, errors = encode_edits(base, [edit])
-    if errors:
-        raise errors[0]
-    assert encoded is not None
-    guess = answer_logits(base, encoded, prefix).argmax(-1).tolist()
-    if base.kind == "classifier":
-        said = base.tokenizer(str(guess[0]), add_special_tokens=False)["input_ids"]
-    else:
-        said = guess
-    text = base.tokenizer(f" >> {edit.target} || {edit.prompt}", add_special_tokens=False)
-    ids = torch.tensor([[*said, *text["input_ids"]]], device=base.device)
-    embedded: Tensor = base.model.get_input_embeddings()(ids)[0].float()
-    return embedded
+    guess = suffix(base, hidden, first_block, encoded, keep=encoded.answer_mask).argmax(-1)
+    embeddings = base.model.get_input_embeddings()
+    read = []
+    for number, edit in enumerate(edits):
+        said = guess[encoded.answer_rows == number].tolist()
+        if base.kind == "classifier":
+            said = base.tokenizer(str(said[0]), add_special_tokens=False)["input_ids"]
+        text = base.tokenizer(f" >> {edit.target} || {edit.prompt}", add_special_tokens=False)
+        ids = torch.tensor([[*said, *text["input_ids"]]], device=base.device)
+        read.append(embeddings(ids)[0].float())
+    return read

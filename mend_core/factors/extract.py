@@ -81,10 +81,17 @@ class Extraction:
         return picked
 
 
-class _Taps:
-    """Catches each matrix's input and output during one forward."""
+class Taps:
+    """Catches each matrix's input and output during one forward.
 
-    def __init__(self) -> None:
+    Attributes:
+        graph: Inputs keep their graph, for a second derivative.
+        inputs: Full parameter name → the module's input.
+        outputs: Full parameter name → its output, which requires a gradient.
+    """
+
+    def __init__(self, *, graph: bool) -> None:
+        self.graph = graph
         self.inputs: dict[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
 
@@ -92,7 +99,7 @@ class _Taps:
         """The forward hook of one matrix."""
 
         def catch(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            self.inputs[name] = args[0].detach()
+            self.inputs[name] = args[0] if self.graph else args[0].detach()
             leaf = output if output.requires_grad else output.detach().requires_grad_()
             self.outputs[name] = leaf
             return leaf
@@ -101,8 +108,14 @@ class _Taps:
 
 
 @contextmanager
-def _tapped(matrices: Sequence[Matrix]) -> Iterator[_Taps]:
-    taps = _Taps()
+def tapped(matrices: Sequence[Matrix], *, graph: bool = False) -> Iterator[Taps]:
+    """Taps on these matrices for the length of the block, after whatever hooks they have by then.
+
+    Args:
+        matrices: From ``base.matrices``.
+        graph: See `Taps`.
+    """
+    taps = Taps(graph=graph)
     handles = [matrix.module.register_forward_hook(taps.hook(matrix.name)) for matrix in matrices]
     try:
         yield taps
@@ -214,7 +227,7 @@ def _extract_batch(
     job: _Job, numbers: Sequence[int], encoded: Encoded, parts: dict[str, list[StackedRows]]
 ) -> Tensor:
     """One forward and one backward; appends the rows to `parts`, gives the losses."""
-    with torch.enable_grad(), _tapped(job.matrices) as taps:
+    with torch.enable_grad(), tapped(job.matrices) as taps:
         logits = forward(job.base, encoded, prefix=job.prefix, keep=encoded.answer_mask)
         losses = answer_losses(logits, encoded)
         names = list(taps.outputs)

@@ -5,7 +5,7 @@ from mend_core.models.encode import Encoded, encode_edits, encode_pairs, encode_
 from mend_core.models.families import Family
 from mend_core.models.generate import greedy
 from mend_core.models.load import base_digest, load_base
-from mend_core.models.overlay import Overlay, overlay, with_delta
+from mend_core.models.overlay import Overlay, overlay, with_delta, with_pairs
 from mend_core.models.prefix import PrefixCache, forward, suffix
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "overlay",
     "suffix",
     "with_delta",
+    "with_pairs",
 ]

@@ -12,9 +12,6 @@ from torch import Tensor, nn
 from mend_core.errors import NoSuchMatrix
 from mend_core.models.base import Base, Matrix
 
-MATRIX = 2
-"""Axes of a matrix."""
-
 
 def matrix_of(base: Base, name: str, shape: tuple[int, ...] | None = None) -> Matrix:
     """The matrix of a full parameter name.
@@ -97,13 +94,7 @@ def overlay(base: Base, weights: Mapping[str, Tensor]) -> Iterator[None]:
 def with_delta(base: Base, delta: Mapping[str, Tensor]) -> Iterator[None]:
     """Adds x·ΔWᵀ to the named modules' outputs for the length of the block, differentiably.
 
-    For training editors: gradients reach `delta`; the weights stay untouched.
-
-    Args:
-        base: The model.
-        delta: Full parameter name to (d_out, d_in), or to (groups, d_out, d_in), each group's
-            change for its share of the batch: the batch then holds the groups one after the other,
-            equally many sequences each.
+    For training editors: gradients reach `delta` (d_out, d_in); the weights stay untouched.
 
     Raises:
         NoSuchMatrix: A name is no editable matrix or the shape differs.
@@ -111,19 +102,51 @@ def with_delta(base: Base, delta: Mapping[str, Tensor]) -> Iterator[None]:
 
     def adding(change: Tensor) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
         def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            x: Tensor = args[0]
-            if change.dim() > MATRIX:
-                x = x.reshape(len(change), -1, x.shape[-1])
-            extra: Tensor = x @ change.to(x.dtype).mT
-            return output + extra.reshape(output.shape)
+            extra: Tensor = args[0] @ change.to(args[0].dtype).t()
+            return output + extra
 
         return hook
 
     handles = []
     try:
         for name, change in delta.items():
-            module = matrix_of(base, name, tuple(change.shape[-MATRIX:])).module
+            module = matrix_of(base, name, tuple(change.shape)).module
             handles.append(module.register_forward_hook(adding(change)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def with_pairs(base: Base, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """As `with_delta` with ΔW = Σ value keyᵀ, never formed, and one ΔW for each group of sequences.
+
+    Args:
+        base: The model.
+        pairs: Full parameter name to keys (groups, rows, d_in) and values (groups, rows, d_out).
+            A batch run inside holds the groups one after the other, equally many sequences each.
+
+    Raises:
+        NoSuchMatrix: A name is no editable matrix or the shape differs.
+    """
+
+    def adding(
+        keys: Tensor, values: Tensor
+    ) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+        def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            x = args[0]
+            grouped = x.reshape(keys.shape[0], -1, x.shape[-1]).to(keys.dtype)
+            extra: Tensor = (grouped @ keys.transpose(1, 2)) @ values
+            return output + extra.reshape(output.shape).to(output.dtype)
+
+        return hook
+
+    handles = []
+    try:
+        for name, (keys, values) in pairs.items():
+            module = matrix_of(base, name, (values.shape[-1], keys.shape[-1])).module
+            handles.append(module.register_forward_hook(adding(keys, values)))
         yield
     finally:
         for handle in handles:

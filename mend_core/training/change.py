@@ -7,15 +7,14 @@ that pass holds the groups one after the other, equally many sequences each.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
+import torch
 from torch import Tensor
 
-from mend_core.models import Base, with_delta
-from mend_core.models.overlay import matrix_of
+from mend_core.models import Base, with_delta, with_pairs
 
 
 class Change(ABC):
@@ -41,40 +40,30 @@ class Pairs(Change):
 
     pairs: Mapping[str, tuple[Tensor, Tensor]]
 
-    @contextmanager
-    def applied(self, base: Base) -> Iterator[None]:
+    def applied(self, base: Base) -> AbstractContextManager[None]:
         """See `Change.applied`."""
-
-        def hook_for(keys: Tensor, values: Tensor) -> Any:
-            def hook(_module: Any, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-                x = args[0]
-                grouped = x.reshape(keys.shape[0], -1, x.shape[-1]).to(keys.dtype)
-                change = (grouped @ keys.transpose(1, 2)) @ values
-                return out + change.reshape(out.shape).to(out.dtype)
-
-            return hook
-
-        handles = []
-        try:
-            for name, (keys, values) in self.pairs.items():
-                module = matrix_of(base, name, (values.shape[-1], keys.shape[-1])).module
-                handles.append(module.register_forward_hook(hook_for(keys, values)))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        return with_pairs(base, self.pairs)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Dense(Change):
-    """Whole matrices.
+class Shifted(Change):
+    """ΔW = S + Σ value keyᵀ: a whole matrix that all groups share, and each group's pairs.
 
     Attributes:
-        delta: Matrix → (groups, d_out, d_in).
+        shift: Matrix → S, (d_out, d_in).
+        pairs: As in `Pairs`.
     """
 
-    delta: Mapping[str, Tensor]
+    shift: Mapping[str, Tensor]
+    pairs: Mapping[str, tuple[Tensor, Tensor]]
 
-    def applied(self, base: Base) -> AbstractContextManager[None]:
+    @contextmanager
+    def applied(self, base: Base) -> Iterator[None]:
         """See `Change.applied`."""
-        return with_delta(base, self.delta)
+        with with_delta(base, self.shift), with_pairs(base, self.pairs):
+            yield
+
+
+def padded(rows: Tensor, sizes: Sequence[int]) -> Tensor:
+    """(rows, d) → (groups, most rows, d), zeros behind."""
+    return torch.nn.utils.rnn.pad_sequence(list(torch.split(rows, list(sizes))), batch_first=True)

@@ -20,7 +20,7 @@ from mend_core.digests import file_digest, json_digest
 from mend_core.errors import MendError, TrainingError
 from mend_core.models import load_base
 from mend_core.training.card import write_card
-from mend_core.training.config import TrainConfig
+from mend_core.training.config import METHODS, TrainConfig
 from mend_core.training.examples import read_training_data, split
 from mend_core.training.loop import Event, Trainer
 
@@ -48,8 +48,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--kind", default="auto", choices=[*KINDS, "pararel", "fever"])
     p.add_argument("--out", required=True, type=Path, help="editor file to write (.safetensors)")
     p.add_argument("--config", type=Path, help="JSON file with any setting of TrainConfig")
-    p.add_argument("--method", choices=["mend", "malmen"])
-    p.add_argument("--rank", type=int, help="rank of the editor network")
+    p.add_argument("--method", choices=METHODS)
+    p.add_argument("--rank", type=int, help="rank of the editor network (mend, malmen)")
     p.add_argument(
         "--matrices", nargs="+", help="names of the matrices to edit, e.g. down_proj@-3:"
     )
@@ -77,7 +77,7 @@ def settings(args: argparse.Namespace) -> TrainConfig:
     """
     values: dict[str, Any] = {}
     if args.config:
-        values = TrainConfig.load(args.config).to_dict()
+        values = TrainConfig.read(args.config)
     for name in ("method", "matrices", "steps", "seed", "max_edits"):
         if getattr(args, name) is not None:
             values[name] = getattr(args, name)

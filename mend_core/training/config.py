@@ -9,7 +9,14 @@ from typing import Any, Literal
 
 from mend_core.errors import TrainingError
 
-METHODS = ("mend", "malmen")
+METHODS = ("mend", "malmen", "enn", "ke")
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "enn": {"max_edits": 1, "lr_lr": 1e-3},
+    "ke": {"max_edits": 1},
+}
+"""Settings whose default depends on the method: ENN and KE are trained on single edits, and ENN's
+step sizes move ten times as fast as its weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +25,12 @@ class TrainConfig:
 
     Attributes:
         method: Which editor.
-        editor: Fields of the method's own config (`MendConfig`, `MalmenConfig`).
+        editor: Fields of the method's own config (`MendConfig`, `MalmenConfig`, `EnnConfig`,
+            `KeConfig`).
         matrices: Name patterns; None for the family's default.
         seed: Of initial weights and of every draw.
         steps: Optimiser steps.
-        max_edits: Batch sizes are drawn log-uniformly from 1 to this.
+        max_edits: Batch sizes are drawn log-uniformly from 1 to this (see `DEFAULTS`).
         per_step: Small batches are grouped until a step sees about this many edits.
         c_edit: Weight of the edit loss (paper: 0.1).
         c_loc: Weight of the locality loss (paper: 1).
@@ -44,7 +52,7 @@ class TrainConfig:
         cache_bytes: Memory for prepared examples.
     """
 
-    method: Literal["mend", "malmen"] = "mend"
+    method: Literal["mend", "malmen", "enn", "ke"] = "mend"
     editor: dict[str, Any] = field(default_factory=dict)
     matrices: tuple[str, ...] | None = None
     seed: int = 0
@@ -76,7 +84,7 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = "config") -> TrainConfig:
-        """From JSON, types checked.
+        """From JSON, types checked; what is not given takes the method's default.
 
         Raises:
             TrainingError: An unknown field or a value of the wrong type or range.
@@ -89,7 +97,7 @@ class TrainConfig:
                 )
             if not _fits(name, value, getattr(cls(), name)):
                 raise TrainingError(f"{source}: setting {name!r} cannot be {value!r}")
-        values = dict(values)
+        values = {**DEFAULTS.get(values.get("method", cls().method), {}), **values}
         if values.get("matrices") is not None:
             values["matrices"] = tuple(values["matrices"])
         config = cls(**values)
@@ -103,8 +111,8 @@ class TrainConfig:
         return config
 
     @classmethod
-    def load(cls, path: Path) -> TrainConfig:
-        """From a JSON file.
+    def read(cls, path: Path) -> dict[str, Any]:
+        """The settings a JSON file gives, checked; those it leaves open are not in it.
 
         Raises:
             TrainingError: Missing, not JSON, or see `from_dict`.
@@ -115,7 +123,8 @@ class TrainConfig:
             raise TrainingError(f"cannot read the settings in {path}: {error}") from error
         if not isinstance(values, dict):
             raise TrainingError(f"{path}: expected an object of settings")
-        return cls.from_dict(values, str(path))
+        cls.from_dict(values, str(path))
+        return values
 
 
 def _fits(name: str, value: Any, default: Any) -> bool:

@@ -50,10 +50,12 @@ class Example:
     """A prepared edit.
 
     Attributes:
+        edit: The edit itself.
         items: The edit first, then rephrases, then locality prompts.
         rows: Matrix → raw (u, δ) rows of the edit at the base.
     """
 
+    edit: Edit
     items: tuple[Item, ...]
     rows: dict[str, tuple[Tensor, Tensor]]
 
@@ -154,7 +156,7 @@ class ExampleCache:
                 continue
             mine_items = tuple(i for i, t in zip(items, texts, strict=True) if t[0] == number)
             rows = {n: (r.u, r.v) for n, r in raw.of(place).items()}
-            made[number] = Example(mine_items, rows)
+            made[number] = Example(self.edits[number], mine_items, rows)
         return made
 
     def _texts(self, number: int) -> list[tuple[int, Part, str, str]]:

@@ -14,7 +14,7 @@ from mend_core.editors.malmen import MalmenEditor, MalmenNetworks, ridge_solve
 from mend_core.editors.mend import MendEditor, MendNetworks
 from mend_core.factors import FactorRows, Grid, Rows
 from mend_core.models import Base
-from mend_core.training.change import Pairs
+from mend_core.training.change import Pairs, padded
 from mend_core.training.examples import Example
 from mend_core.training.trainable import Trainable
 
@@ -39,10 +39,8 @@ class RowTrainable(Trainable):
         networks: MendNetworks | MalmenNetworks,
         shapes: Mapping[str, tuple[int, int]],
     ) -> None:
-        self.base_digest = base.digest
-        self.shapes = dict(shapes)
-        self.networks = networks.to(base.device)
-        self.module = self.networks
+        super().__init__(base, networks, shapes)
+        self.networks = networks
         self.tokens = networks.config.tokens
 
     def rates(self) -> list[nn.Parameter]:
@@ -107,7 +105,7 @@ class MendTrainable(RowTrainable):
 
     def uncalibrated(self) -> MendEditor:
         """See `RowTrainable.uncalibrated`."""
-        return MendEditor(self.base_digest, self.shapes, self.networks, Grid({}))
+        return MendEditor(self.base.digest, self.shapes, self.networks, Grid({}))
 
 
 class MalmenTrainable(RowTrainable):
@@ -151,7 +149,7 @@ class MalmenTrainable(RowTrainable):
 
     def uncalibrated(self) -> MalmenEditor:
         """See `RowTrainable.uncalibrated`."""
-        return MalmenEditor(self.base_digest, self.shapes, self.networks, grid=Grid({}))
+        return MalmenEditor(self.base.digest, self.shapes, self.networks, grid=Grid({}))
 
 
 def stacked(groups: Sequence[Sequence[Example]], name: str) -> tuple[Tensor, Tensor, list[int]]:
@@ -159,11 +157,6 @@ def stacked(groups: Sequence[Sequence[Example]], name: str) -> tuple[Tensor, Ten
     u = torch.cat([e.rows[name][0] for group in groups for e in group])
     delta = torch.cat([e.rows[name][1] for group in groups for e in group])
     return u, delta, [sum(len(e.rows[name][0]) for e in group) for group in groups]
-
-
-def padded(rows: Tensor, sizes: Sequence[int]) -> Tensor:
-    """(rows, d) → (groups, most rows, d), zeros behind."""
-    return torch.nn.utils.rnn.pad_sequence(list(torch.split(rows, list(sizes))), batch_first=True)
 
 
 def calibrated(editor: FactorEditor, samples: Sequence[Example]) -> Grid:

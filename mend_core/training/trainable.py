@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from torch import nn
 
 from mend_core.editors.base import Editor
+from mend_core.models import Base
 from mend_core.training.change import Change
 from mend_core.training.examples import Example
 
@@ -17,12 +18,20 @@ class Trainable(ABC):
     """A method in training.
 
     Attributes:
+        base: The base, with its own weights.
         module: Everything that is saved in a checkpoint: parameters and statistics.
+        shapes: Edited matrix → (d_out, d_in).
         tokens: Positions that give raw rows.
     """
 
-    module: nn.Module
     tokens: Literal["all", "answer"] = "all"
+
+    def __init__(
+        self, base: Base, module: nn.Module, shapes: Mapping[str, tuple[int, int]]
+    ) -> None:
+        self.base = base
+        self.module = module.to(base.device)
+        self.shapes = dict(shapes)
 
     def rates(self) -> list[nn.Parameter]:
         """Learned step sizes, which move at a rate of their own."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import editors
-from mend_core.editors import MendConfig, MendEditor
+from mend_core.editors import EnnEditor, KeConfig, KeEditor, MendConfig, MendEditor
 from mend_core.testing import FACTS, tiny_base
 
 
@@ -82,3 +82,21 @@ def test_mistakes_are_told_in_a_line(files, capsys, more, words):
     code, shown = run(files, capsys, *more)
     assert code == 2
     assert words in shown.err
+
+
+def test_peers_are_compared_by_their_files(files, base, capsys):
+    EnnEditor.create(base).save(files / "first.safetensors")
+    KeEditor.create(base, KeConfig(lstm=8, condition=8, hidden=8)).save(
+        files / "second.safetensors"
+    )
+    both = [str(files / f"{name}.safetensors") for name in ("first", "second")]
+    code, said = run(files, capsys, "--editors", *both, "--methods", "enn,ke", "--json")
+    assert code == 0
+    lines = json.loads(said.out)["lines"]
+    assert [(x["method"], x["edits"]) for x in lines] == [
+        ("enn", 1),
+        ("ke", 1),
+        ("enn", 2),
+        ("ke", 2),
+    ]
+    assert all(x["failed"] is None and x["editor_mb"] > 0 for x in lines)

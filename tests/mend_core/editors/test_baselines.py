@@ -15,10 +15,10 @@ from mend_core.editors import (
     load_editor,
 )
 from mend_core.editors.finetune import answer_logits, edit_loss
-from mend_core.editors.ke import condition
+from mend_core.editors.ke import conditions
 from mend_core.errors import EmptyBatch, PromptTooLong
 from mend_core.factors import extract
-from mend_core.models import encode_edits, encode_pairs, with_delta
+from mend_core.models import encode_edits, encode_pairs, greedy, with_delta
 from mend_core.testing import FACTS, PARAPHRASES
 
 EDITS = [
@@ -90,7 +90,8 @@ def test_untrained_enn_is_one_gradient_step(knowing_llama):
         assert torch.allclose(delta[name], -0.1 * rows.delta.T @ rows.u, atol=1e-5)
 
 
-def test_enn_gradient_is_of_second_order(tiny):
+@pytest.mark.parametrize("steps", [1, 2])
+def test_enn_gradient_is_of_second_order(steps):
     """Against a central difference through the whole inner step, in float64."""
     from mend_core.testing import tiny_base  # noqa: PLC0415 - a base of its own: dtype changes
 
@@ -100,13 +101,13 @@ def test_enn_gradient_is_of_second_order(tiny):
     edits = EDITS[:1]
     encoded, _, _ = encode_edits(base, edits)
     outer = encode_pairs(base, [(PARAPHRASES[edits[0].prompt], edits[0].target)])
-    first = EnnEditor.create(base, EnnConfig(learning_rate=0.5, first_order=True))
-    editor = EnnEditor.create(base, EnnConfig(learning_rate=0.5))
+    first = EnnEditor.create(base, EnnConfig(steps, learning_rate=0.5, first_order=True))
+    editor = EnnEditor.create(base, EnnConfig(steps, learning_rate=0.5))
     for e in (first, editor):
         e.networks.double()
 
     def value(networks):
-        with with_delta(base, networks(base, encoded, None)):
+        with with_delta(base, networks.dense(networks(base, encoded, None))):
             return torch.nn.functional.cross_entropy(
                 answer_logits(base, outer, None), outer.answer_labels
             )
@@ -136,8 +137,9 @@ def test_ke_follows_its_formula(tiny):
     delta = editor.delta(base, [edit])
     networks = editor.networks
     rows = extract(base, [edit], base.matrices()).of(0)
+    encoded, _, _ = encode_edits(base, [edit])
     with torch.no_grad():
-        states, _ = networks.lstm(condition(base, edit)[None])
+        states, _ = networks.lstm(conditions(base, [edit], encoded, None, 0)[0][None])
         width = config.lstm
         h = networks.reduce(torch.cat((states[0, -1, :width], states[0, 0, width:])))
         name = editor.matrices[0]
@@ -149,6 +151,38 @@ def test_ke_follows_its_formula(tiny):
         gradient = sum(torch.outer(v, u) for u, v in zip(rows[name].u, rows[name].v, strict=True))
         change = row_a[:, None] * col_a * gradient + row_b[:, None] * col_b
     assert torch.allclose(delta[name], change * numbers[-1].sigmoid(), atol=1e-6)
+
+
+def test_ke_reads_prediction_target_and_prompt(knowing_llama):
+    base = knowing_llama
+    edits = [EDITS[2], EDITS[0]]
+    encoded, _, _ = encode_edits(base, edits)
+    for edit, read in zip(edits, conditions(base, edits, encoded, None, 0), strict=True):
+        target = base.tokenizer(f" {edit.target}", add_special_tokens=False)["input_ids"]
+        said = greedy(base, [edit.prompt], max_new_tokens=len(target))[0]
+        assert said.strip()
+        # What the base says beside a false target begins as its own answer does.
+        first = base.tokenizer(f" {said.strip()}", add_special_tokens=False)["input_ids"][0]
+        text = f" >> {edit.target} || {edit.prompt}"
+        ids = base.tokenizer(text, add_special_tokens=False)["input_ids"]
+        embed = base.model.get_input_embeddings()
+        assert torch.equal(read[0], embed(torch.tensor(first)))
+        assert torch.equal(read[-len(ids) :], embed(torch.tensor(ids)))
+        assert len(read) == len(target) + len(ids)
+
+
+def test_enn_groups_are_independent_batches(knowing_llama):
+    base = knowing_llama
+    networks = EnnEditor.create(base, EnnConfig(learning_rate=0.1, steps=2)).networks
+    encoded, _, _ = encode_edits(base, EDITS)
+    whole = networks(base, encoded, None, 2)
+    for number in range(2):
+        mine, _, _ = encode_edits(base, EDITS[2 * number : 2 * number + 2])
+        alone = networks.dense(networks(base, mine, None))
+        for name, change in alone.items():
+            here, other = (whole[name][1][n].T @ whole[name][0][n] for n in (number, 1 - number))
+            assert torch.allclose(here, change, atol=1e-5)
+            assert not torch.allclose(other, change, atol=1e-3)
 
 
 def test_ke_of_a_batch_is_the_sum_of_its_edits(tiny):
