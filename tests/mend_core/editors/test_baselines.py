@@ -90,6 +90,22 @@ def test_untrained_enn_is_one_gradient_step(knowing_llama):
         assert torch.allclose(delta[name], -0.1 * rows.delta.T @ rows.u, atol=1e-5)
 
 
+def test_enn_takes_its_second_step_from_where_the_first_ended(knowing_llama):
+    base = knowing_llama
+    once, twice = (
+        EnnEditor.create(base, EnnConfig(steps, learning_rate=0.5)).delta(base, EDITS[:1])
+        for steps in (1, 2)
+    )
+    between = {name: change.requires_grad_() for name, change in once.items()}
+    loss, _ = loss_of(base, EDITS[:1], between)
+    grads = torch.autograd.grad(loss, list(between.values()))
+    for name, grad in zip(between, grads, strict=True):
+        step = twice[name] - between[name].detach()
+        assert torch.allclose(step, -0.5 * grad, atol=1e-5 + 1e-3 * grad.abs().max().item())
+    first, _ = loss_of(base, EDITS[:1], {n: torch.zeros_like(d) for n, d in once.items()})
+    assert loss < 0.9 * first  # else both steps would be alike
+
+
 @pytest.mark.parametrize("steps", [1, 2])
 def test_enn_gradient_is_of_second_order(steps):
     """Against a central difference through the whole inner step, in float64."""
