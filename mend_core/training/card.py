@@ -71,7 +71,7 @@ def _markdown(card: dict[str, Any]) -> str:
     lines = [
         f"# {Path(card['file']).stem}",
         "",
-        f"A {card['method']} editor for {card['model']} (base `{card['base']}`).",
+        f"An editor of kind {card['method']} for {card['model']} (base `{card['base']}`).",
         "",
         f"* editor: `{card['editor']}`, {card['bytes'] / 1e6:.1f} MB",
         f"* command: `{card['command']}`",
