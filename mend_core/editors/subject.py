@@ -5,9 +5,10 @@ vectors added to the edited matrices' outputs at the subject's last token that m
 the target, in turn for the prompt and for other wordings of it (`wordings`), or behind neutral
 texts where no wording is known. An edit whose loss is small
 enough in all of them is left as it is: a longer vector would only leak further. The key is the
-matrix' input at that token *with the vectors of the blocks below in place*, since that is what the
-edited model will see there. Keys and values are rows like any other: stored, summed and removed,
-composed by ridge least squares with the principal keys of ordinary text protected.
+matrix' input at that token *with the vectors of the blocks below in place*, as far as a fit puts
+them there (`SubjectConfig.delivered`), since that is what the edited model will see.
+Keys and values are rows like any other: stored, summed and removed, composed by ridge least squares
+with the principal keys of ordinary text protected.
 
 Each edit is optimised alone (Adam works element by element). Its company can only change the
 padding, and so the last bits of its values; rows are made once and kept by digest.
@@ -50,12 +51,16 @@ class SubjectConfig:
             stand in where an edit has too few wordings.
         wordings: Other wordings of the prompt asked in turn with it.
         steps: Optimiser steps at most.
-        lr: Adam's rate, as a share of the root mean square of the matrix' output.
+        lr: Adam's rate at the first step, as a share of the root mean square of the matrix' output.
+        lr_end: The same at the last step; it falls in a straight line.
         enough: NLL per token, in nats, below which (under every prefix) an edit is done.
         decay: Weight of the values' squared length, in units of the output's mean square.
         share: Part of its value an edit gets in another wording or behind a prefix, where its key
             would match only partly.
-        strength: Factor on the composed change, since a fit with protected keys falls short.
+        delivered: Part of the values below that stands when an edit's keys are read. A fit with
+            protected keys delivers its values in part, the less the larger the set, and a key read
+            under whole values is not the one the edited model comes to.
+        strength: Factor on the composed change.
         ridge: λ as a share of the mean squared key length.
         protect: Rows the protected text counts as in a set without edits.
         growth: Part of itself that the protection gains with each edit.
@@ -69,12 +74,14 @@ class SubjectConfig:
         "We talked about it for a while. ",
     )
     wordings: int = 2
-    steps: int = 30
-    lr: float = 0.4
+    steps: int = 21
+    lr: float = 0.7
+    lr_end: float = 0.1
     enough: float = 0.05
     decay: float = 0.4
     share: float = 0.6
-    strength: float = 1.25
+    delivered: float = 0.6
+    strength: float = 1.0
     ridge: float = 0.01
     protect: float = 360.0
     growth: float = 0.01
@@ -105,6 +112,7 @@ class SubjectEditor(RidgeEditor):
         self.scale = dict(scale)
         self.protected = dict(protected)
         self.wordings = wordings or Wordings({})
+        self._written: dict[str, Any] = {}
 
     @classmethod
     def create(
@@ -256,9 +264,9 @@ class SubjectEditor(RidgeEditor):
             places = [subject_position(base, e) for e in variant]
             contexts.append(Tail.of(base, encoded, places, prefix))
         c = self.config
-        search = Search(c.steps, c.lr, c.enough, c.decay, c.share)
+        search = Search(c.steps, c.lr, c.lr_end, c.enough, c.decay, c.share)
         values = find_values(contexts, matrices, self.scale, search)
-        keys = keys_with(contexts[0], matrices, values)
+        keys = keys_with(contexts[0], matrices, {n: v * c.delivered for n, v in values.items()})
         return [self._rows(edit.id, i, keys, values) for i, edit in enumerate(variants[0])]
 
     def _rows(
@@ -277,7 +285,7 @@ class SubjectEditor(RidgeEditor):
         return FactorRows(edit_id, rows)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """See `Editor.state`."""
+        """See `Editor.state`. What came from a file goes back as it was written there."""
         header = {
             "subject": asdict(self.config) | {"prefixes": list(self.config.prefixes)},
             "scale": self.scale,
@@ -286,7 +294,7 @@ class SubjectEditor(RidgeEditor):
             "wordings": self.wordings.to_dict(),
         }
         keys = {f"protected.{n}": k.grid for n, k in self.protected.items()}
-        return header, self.grid.tensors() | keys
+        return self._written or header, self.grid.tensors() | keys
 
     @classmethod
     def from_state(
@@ -298,15 +306,16 @@ class SubjectEditor(RidgeEditor):
     ) -> SubjectEditor:
         """See `Editor.from_state`."""
         # Files from before these settings worked and were composed without them.
-        before = {"share": 1.0, "strength": 1.0, "growth": 0.0, "wordings": 0}
+        before = {"share": 1.0, "strength": 1.0, "growth": 0.0, "wordings": 0, "delivered": 1.0}
         settings: dict[str, Any] = before | dict(header["subject"])
+        settings.setdefault("lr_end", settings["lr"])
         settings["prefixes"] = tuple(settings["prefixes"])
         protected = {
             str(n): PrincipalKeys(tensors[f"protected.{n}"], int(exponent), float(rest))
             for n, (exponent, rest) in header["protected"].items()
         }
         rest = {n: t for n, t in tensors.items() if not n.startswith("protected.")}
-        return cls(
+        editor = cls(
             base_digest,
             shapes,
             SubjectConfig(**settings),
@@ -316,6 +325,8 @@ class SubjectEditor(RidgeEditor):
             grid=Grid.from_tensors(rest),
             wordings=Wordings(header.get("wordings", {})),
         )
+        editor._written = header  # settings added since then must not change its digest
+        return editor
 
 
 def _early(base: Base) -> tuple[Matrix, ...]:

@@ -24,7 +24,8 @@ class Search:
 
     Attributes:
         steps: Optimiser steps at most.
-        lr: Adam's rate, as a share of the root mean square of the matrix' output.
+        lr: Adam's rate at the first step, as a share of the root mean square of the matrix' output.
+        lr_end: The same at the last of `steps`; between them it falls in a straight line.
         enough: NLL per token, in nats, below which (in every context) an edit is done.
         decay: Weight of the values' squared length, in units of the output's mean square.
         share: Part of its value an edit gets in every context but the first: another wording's key
@@ -33,9 +34,14 @@ class Search:
 
     steps: int
     lr: float
+    lr_end: float
     enough: float
     decay: float
     share: float = 1.0
+
+    def rate(self, step: int) -> float:
+        """Adam's rate at a step, counted from 0."""
+        return self.lr + (self.lr_end - self.lr) * step / max(self.steps - 1, 1)
 
 
 def find_values(
@@ -56,7 +62,6 @@ def find_values(
     values = {m.name: torch.zeros(count, m.d_out, device=device) for m in matrices}
     moments = {name: (torch.zeros_like(v), torch.zeros_like(v)) for name, v in values.items()}
     last = torch.full((len(contexts), count), torch.inf, device=device)
-    rates = {name: search.lr * scale[name] for name in values}
     for step in range(search.steps):
         going = (~(last.amax(0) < search.enough)).nonzero()[:, 0]
         if len(going) == 0:
@@ -80,7 +85,7 @@ def find_values(
             first, second = (moment[moved] for moment in moments[name])
             move = _adam(first, second, gradient[still], step + 1)
             moments[name][0][moved], moments[name][1][moved] = first, second
-            values[name][moved] = value.detach()[still] - rates[name] * move
+            values[name][moved] = value.detach()[still] - search.rate(step) * scale[name] * move
     return values
 
 

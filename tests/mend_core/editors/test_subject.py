@@ -1,5 +1,6 @@
 """Values optimised at the subject's token."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -7,10 +8,12 @@ import torch
 
 from mend_core.datasets import Edit, PromptAnswer
 from mend_core.editors import SubjectConfig, SubjectEditor, load_editor
+from mend_core.editors.files import Header
 from mend_core.editors.finetune import edit_loss
 from mend_core.editors.lookahead import answer_scores
 from mend_core.editors.ridge import prompt_keys
 from mend_core.editors.salient import leverage
+from mend_core.editors.shipped import shipped_editor, shipped_editors
 from mend_core.editors.wordings import Wordings
 from mend_core.errors import EditError, EditorMismatch
 from mend_core.factors import FactorRows
@@ -55,10 +58,23 @@ def test_it_edits_and_comes_back_from_its_file(knowing_llama, editor, tmp_path):
 def test_a_file_from_before_the_strength_composes_as_it_did(editor):
     header, tensors = editor.state()
     old = {**header, "subject": dict(header["subject"])}
-    del old["subject"]["strength"], old["subject"]["share"]
+    for name in ("strength", "share", "lr_end", "delivered", "growth"):
+        del old["subject"][name]
+    del old["wordings"]
     again = SubjectEditor.from_state(editor.base_digest, editor.shapes, old, tensors)
     assert again.composition.strength == 1.0
-    assert again.config.share == 1.0
+    assert again.config.share == again.config.delivered == 1.0
+    assert again.config.lr_end == CONFIG.lr
+    assert again.state()[0] == old
+    assert (
+        Header.of("subject", again.base_digest, again.shapes, old, tensors).digest == again.digest
+    )
+
+
+def test_every_shipped_editor_has_the_digest_of_its_card():
+    for name in shipped_editors():
+        card = json.loads(shipped_editor(name).with_suffix(".json").read_text())
+        assert load_editor(shipped_editor(name)).digest == card["editor"], name
 
 
 def test_an_edit_without_a_subject_is_put_where_its_prompt_stands_out(knowing_llama, editor):
