@@ -38,7 +38,7 @@ def configuration(config: settings.Settings) -> dict[str, Any]:
         "task_acks_late": False,  # no broker may hold a message for the length of an edit
         "worker_prefetch_multiplier": 1,
         "worker_concurrency": 1,  # one child owns the device
-        "worker_pool": "prefork",
+        "worker_pool": "workers.pool:TaskPool",
         "worker_pool_start_method": "spawn",  # CUDA and psycopg do not survive a fork
         "worker_proc_alive_timeout": CHILD_START_SECONDS,
         "worker_enable_remote_control": False,  # pgmq would keep one table per worker ever started
@@ -62,6 +62,7 @@ def configuration(config: settings.Settings) -> dict[str, Any]:
 def make_app() -> Celery:
     """The application, configured from the environment where there is one."""
     application = Celery("mend", set_as_current=True, amqp="workers.broker:PromptAmqp")
+    application.steps["consumer"].add("workers.unheard:Unheard")
     try:
         config = settings.from_environment()
     except DatabaseDown:

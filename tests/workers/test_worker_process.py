@@ -83,6 +83,25 @@ def test_child_then_parent_killed_and_it_still_ends_right(make_service):
 
 
 @pytest.mark.chaos
+def test_an_idle_child_killed_leaves_no_deaf_worker(make_service):
+    """An idle child waits with its pipe's lock held; the next one has to get it."""
+    service = make_service()
+    worker = service.start()
+    facts = tiny.facts(6)
+
+    def is_idle():
+        log = worker.log.read_bytes()
+        return log.count(b"succeeded in") == log.count(b"] received") > 0
+
+    for turn in range(3):
+        ids = service.submit(facts[2 * turn : 2 * turn + 2])
+        assert set(service.decided(ids).values()) == {EditState.LIVE}, turn
+        service.wait(is_idle, "the child to have nothing to do")
+        os.kill(worker.child(), signal.SIGKILL)
+    healthy(service)
+
+
+@pytest.mark.chaos
 def test_a_worker_stopped_past_its_lease_ends_itself_and_another_goes_on(make_service):
     service = make_service(sweep_seconds=0.5, lease_seconds=4.0)
     path = service.home / "fault"
