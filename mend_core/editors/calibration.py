@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mend_core.datasets.edit import Edit, PromptAnswer
 from mend_core.models import Base, greedy
+from mend_core.models.sample import sampled
 
 _OPENINGS = (
     "Once upon a time there was",
@@ -240,3 +241,17 @@ def ordinary_texts(base: Base, *, tokens: int = 40) -> list[str]:
     asked += [form.format(name) for forms, names in _FORMS for form in forms for name in names]
     said = greedy(base, _OPENINGS, max_new_tokens=tokens)
     return asked + [f"{a} {b}" for a, b in zip(_OPENINGS, said, strict=True)]
+
+
+def sampled_texts(base: Base, times: int, *, tokens: int = 100, seed: int = 0) -> list[str]:
+    """Ordinary text with more variety than the likeliest: what `base` may say after our openings.
+
+    Args:
+        base: A causal base.
+        times: Texts per opening.
+        tokens: Most new tokens of each.
+        seed: Of the draw.
+    """
+    openings = list(_OPENINGS) * times
+    said = sampled(base, openings, max_new_tokens=tokens, seed=seed)
+    return [a + b for a, b in zip(openings, said, strict=True)]

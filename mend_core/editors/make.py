@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mend_core.datasets import Edit, read_edits
 from mend_core.digests import file_digest
+from mend_core.editors.calibration import sampled_texts
 from mend_core.editors.subject import SubjectEditor
 from mend_core.editors.ultra import UltraEditor
 from mend_core.editors.wordings import Wordings
@@ -37,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--wordings", type=Path, help="subject: a file of edits whose paraphrases are remembered"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the draw of those edits")
+    parser.add_argument(
+        "--sampled", type=int, default=5, help="subject: texts drawn from the base per opening"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the draw of edits and texts")
     parser.add_argument("--out", type=Path, required=True, help="editor file (.safetensors)")
     given = parser.parse_args(argv)
     started = time.monotonic()
@@ -47,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         editor: SubjectEditor | UltraEditor
         if given.kind == "subject":
             texts = _protected(given.protect, given.protect_edits, given.seed)
+            if given.sampled:
+                texts.append(sampled_texts(base, given.sampled, seed=given.seed))
             wordings = Wordings.learn(_edits(given.wordings)) if given.wordings else None
             editor = SubjectEditor.create(base, matrices=matrices, texts=texts, wordings=wordings)
         else:
@@ -106,7 +112,8 @@ def _command(given: argparse.Namespace) -> str:
         words.append(f"--matrices {' '.join(given.matrices)}")
     if given.protect:
         words.append(f"--protect {given.protect.name} --protect-edits {given.protect_edits}")
-        words.append(f"--seed {given.seed}")
+    if given.kind == "subject":
+        words.append(f"--sampled {given.sampled} --seed {given.seed}")
     if given.wordings:
         words.append(f"--wordings {given.wordings.name}")
     return " ".join([*words, f"--out {given.out.name}"])

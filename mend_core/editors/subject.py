@@ -74,17 +74,17 @@ class SubjectConfig:
         "We talked about it for a while. ",
     )
     wordings: int = 2
-    steps: int = 21
-    lr: float = 0.7
-    lr_end: float = 0.1
+    steps: int = 24
+    lr: float = 0.45
+    lr_end: float = 0.2
     enough: float = 0.05
     decay: float = 0.4
     share: float = 0.6
     delivered: float = 0.6
     strength: float = 1.0
     ridge: float = 0.01
-    protect: float = 360.0
-    growth: float = 0.01
+    protect: float = 450.0
+    growth: float = 0.0053
     protect_keys: int = 256
 
 

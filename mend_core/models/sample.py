@@ -111,6 +111,50 @@ def stream(
     yield Piece(whole[len(said) :], len(tokens), reason or "length")
 
 
+@torch.no_grad()
+def sampled(
+    base: Base, prompts: Sequence[str], *, max_new_tokens: int, seed: int, batch_size: int = 40
+) -> list[str]:
+    """How the model goes on from each prompt when it draws from all it might say (temperature 1).
+
+    Args:
+        base: A causal model.
+        prompts: In any number.
+        max_new_tokens: Most tokens of each answer.
+        seed: The same seed draws the same on one machine; the global generator is left alone.
+        batch_size: Prompts answered together.
+
+    Raises:
+        ModelUnsupported: The model is no causal language model.
+        PromptEmpty: A prompt has no tokens.
+        PromptTooLong: A prompt does not fit the context.
+    """
+    if base.kind != "causal":
+        raise ModelUnsupported(f"a {base.kind} model cannot be sampled from")
+    said: list[str] = []
+    devices = [base.device] if base.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        for start in range(0, len(prompts), batch_size):
+            encoded = encode_prompts(base, prompts[start : start + batch_size])
+            # Padded left, so that every row's next token is in the same column.
+            lengths = encoded.attention_mask.sum(1, keepdim=True)
+            width = encoded.input_ids.shape[1]
+            turn = (torch.arange(width, device=base.device)[None] + lengths) % width
+            found = base.model.generate(
+                input_ids=encoded.input_ids.gather(1, turn),
+                attention_mask=encoded.attention_mask.gather(1, turn),
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=min(max_new_tokens, base.max_length - width),
+                pad_token_id=base.tokenizer.pad_token_id,
+            )
+            said += base.tokenizer.batch_decode(found[:, width:], skip_special_tokens=True)
+    return said
+
+
 def _cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     """The text before the first stop text, and whether there is one."""
     places = [place for stop in stops if (place := text.find(stop)) >= 0]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mend_core.errors import EditorNotFound
 
-BEST_FIRST = ("smollm2-135m-subject-early", "smollm2-135m-subject", "smollm2-135m-mend")
+BEST_FIRST = ("smollm2-135m-subject", "smollm2-135m-mend")
 """Order of preference where only "the shipped editor of this base" is asked for."""
 
 

@@ -17,6 +17,7 @@ from mend_core.editors.shipped import shipped_editor, shipped_editors
 from mend_core.editors.wordings import Wordings
 from mend_core.errors import EditError, EditorMismatch
 from mend_core.factors import FactorRows
+from mend_core.factors.extract import subject_position
 from mend_core.models import encode_edits, with_delta
 from mend_core.testing import FACTS
 
@@ -131,6 +132,32 @@ def test_an_edit_does_not_depend_on_its_company(knowing_llama, editor):
         assert len(rows) == 1
         assert torch.allclose(rows.u, among.rows[name].u, atol=1e-4)
         assert torch.allclose(rows.v, among.rows[name].v, atol=2e-2)
+
+
+def test_keys_are_read_where_a_fit_leaves_the_blocks_below(knowing_llama):
+    """The first matrix sees the base; the second what a half of the first one's value makes."""
+    config = replace(CONFIG, delivered=0.5)
+    made = SubjectEditor.create(knowing_llama, config, edits=EDITS, matrices=["down_proj@0:2"])
+    below, above = made.matrices_of(knowing_llama)
+    (factor,) = made.factor(knowing_llama, EDITS[:1])
+    encoded, _, _ = encode_edits(knowing_llama, EDITS[:1])
+    place = subject_position(knowing_llama, EDITS[0])
+    seen = []
+
+    def half(_module, _args, out):
+        out = out.clone()
+        out[:, place] += 0.5 * factor.rows[below.name].v
+        return out
+
+    hooks = [
+        below.module.register_forward_hook(half),
+        above.module.register_forward_pre_hook(lambda _module, args: seen.append(args[0])),
+    ]
+    with torch.no_grad():
+        knowing_llama.model(input_ids=encoded.input_ids)
+    for hook in hooks:
+        hook.remove()
+    assert torch.allclose(seen[0][:, place], factor.rows[above.name].u, atol=1e-4)
 
 
 def test_a_bad_edit_is_returned_in_its_place(knowing_llama, editor):

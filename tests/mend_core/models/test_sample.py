@@ -5,7 +5,7 @@ import torch
 
 from mend_core.errors import ModelUnsupported, PromptEmpty
 from mend_core.models import greedy
-from mend_core.models.sample import Sampling, _ready, choose, stream
+from mend_core.models.sample import Sampling, _ready, choose, sampled, stream
 from mend_core.testing import FAMILIES, tiny_base
 
 PROMPT = "The capital of Avaria is"
@@ -37,6 +37,25 @@ def test_the_room_of_the_context_ends_an_answer():
 def test_what_is_no_causal_model_does_not_sample():
     with pytest.raises(ModelUnsupported, match="temperature 0"):
         say(tiny_base("t5"), sampling=Sampling(1.0))
+
+
+def test_texts_are_drawn_by_seed_as_one_by_one(knowing_llama):
+    """Padding between prompts of other lengths must not change what may be said."""
+    prompts = [PROMPT, "Well. " * 6 + PROMPT] * 150
+    before = torch.get_rng_state()
+    drawn = sampled(knowing_llama, prompts, max_new_tokens=1, seed=3)
+    assert sampled(knowing_llama, prompts, max_new_tokens=1, seed=3) == drawn
+    assert sampled(knowing_llama, prompts, max_new_tokens=1, seed=4) != drawn
+    assert torch.equal(torch.get_rng_state(), before)
+    for kind, prompt in enumerate(prompts[:2]):
+        ids = knowing_llama.tokenizer(prompt, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            shares = knowing_llama.model(input_ids=ids).logits[0, -1].softmax(-1)
+        likeliest = knowing_llama.tokenizer.decode([int(shares.argmax())])
+        said = [text == likeliest for text in drawn[kind::2]]
+        assert abs(sum(said) / len(said) - float(shares.max())) < 0.15
+    with pytest.raises(ModelUnsupported):
+        sampled(tiny_base("t5"), prompts[:1], max_new_tokens=1, seed=0)
 
 
 def test_draws_follow_temperature_and_nucleus():
