@@ -16,10 +16,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from mend_core.digests import tensor_digest
 from mend_core.editors.files import write_atomically
 from mend_core.errors import TrainingError
 
 _KEY = "mend_training"
+
+METRICS = "metrics.jsonl"
+"""File of one JSON object a step, beside the checkpoint."""
 
 
 @dataclass(slots=True)
@@ -68,11 +72,12 @@ def save_checkpoint(
     for number, state in optimiser.state_dict()["state"].items():
         for key, value in state.items():
             tensors[f"adam|{number}|{key}"] = torch.as_tensor(value)
-    plain = {
+    plain: dict[str, Any] = {
         "identity": identity,
         "progress": {name: getattr(progress, name) for name in Progress.__slots__},
     }
     copies = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
+    plain["digest"] = tensor_digest(copies, plain)
     write_atomically(path, save(copies, metadata={_KEY: json.dumps(plain)}))
 
 
@@ -88,21 +93,28 @@ def load_checkpoint(
         Where the run stood, and the best state.
 
     Raises:
-        TrainingError: Unreadable, or of a run with other settings, base or data.
+        TrainingError: Unreadable, altered, or of a run with other settings, base or data.
     """
     try:
         with safe_open(path, framework="pt") as file:
             plain = json.loads((file.metadata() or {})[_KEY])
             tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        claimed = plain.pop("digest")
+        theirs = dict(plain["identity"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TrainingError(
             f"checkpoint {path} cannot be read ({error}); start over with --fresh"
         ) from error
-    differs = [k for k, v in identity.items() if plain["identity"].get(k) != v]
+    if tensor_digest(tensors, plain) != claimed:
+        raise TrainingError(
+            f"checkpoint {path} was altered: it is not what its digest says; start over with "
+            "--fresh"
+        )
+    differs = [_difference(k, theirs.get(k), v) for k, v in identity.items() if theirs.get(k) != v]
     if differs:
         raise TrainingError(
             f"checkpoint {path} is of a run with other {', '.join(differs)}; "
-            "use the same settings to resume, or --fresh to start over"
+            "use the same to resume, or --fresh to start over"
         )
     module.load_state_dict(_under(tensors, "now|"))
     packed = optimiser.state_dict()
@@ -114,6 +126,36 @@ def load_checkpoint(
     optimiser.load_state_dict(packed)
     kept = {k: v for k, v in plain["progress"].items() if k in Progress.__slots__}
     return Progress(**kept), _under(tensors, "best|")
+
+
+def _difference(name: str, then: Any, now: Any) -> str:
+    """What a person has to look at: the setting that differs, or the two values."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        unlike = sorted(k for k in {*then, *now} if then.get(k) != now.get(k))
+        return f"{name} ({', '.join(unlike)})"
+    return name if name in ("base", "data") else f"{name} ({then}, now {now})"
+
+
+def keep_metrics(path: Path, step: int) -> None:
+    """Take out of a run's metrics what it is about to do again.
+
+    A killed run has steps after its last checkpoint, and perhaps half a line.
+
+    Args:
+        path: One JSON object a line.
+        step: The last step that counts.
+    """
+    if not path.is_file():
+        return
+    kept: dict[int, str] = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            number = int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):
+            continue
+        if number <= step:
+            kept[number] = line
+    write_atomically(path, "".join(f"{line}\n" for line in kept.values()).encode())
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

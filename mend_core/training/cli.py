@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from mend_core.datasets import KINDS
 from mend_core.digests import file_digest, json_digest
@@ -54,19 +56,37 @@ def parser() -> argparse.ArgumentParser:
         "--matrices", nargs="+", help="names of the matrices to edit, e.g. down_proj@-3:"
     )
     p.add_argument("--steps", type=int)
-    p.add_argument("--minutes", type=float, help="stop after this long")
+    p.add_argument("--minutes", type=_minutes, help="stop after this long")
     p.add_argument("--seed", type=int)
     p.add_argument("--max-edits", type=int, help="largest batch of edits to train for")
     p.add_argument(
-        "--limit", type=int, help="use only this many edits, drawn by seed, as many from each file"
+        "--limit",
+        type=_count,
+        help="use only this many edits, drawn by seed, as many from each file",
     )
     p.add_argument("--set", action="append", default=[], metavar="NAME=JSON", help="any setting")
     p.add_argument("--device", default="cpu", help="cpu or cuda")
     p.add_argument("--dtype", help="of the base; float32 on CPU, bfloat16 on CUDA")
-    p.add_argument("--threads", type=int, help="CPU threads (part of what makes runs equal)")
+    p.add_argument("--threads", type=_count, help="CPU threads (part of what makes runs equal)")
     p.add_argument("--fresh", action="store_true", help="forget an earlier run of the same --out")
     p.add_argument("--json", action="store_true", help="print one JSON object at the end")
     return p
+
+
+def _count(text: str) -> int:
+    """A whole number from 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+def _minutes(text: str) -> float:
+    """A time longer than nothing."""
+    number = float(text)
+    if not (math.isfinite(number) and number > 0):
+        raise argparse.ArgumentTypeError(f"{text} is no time to train for")
+    return number
 
 
 def settings(args: argparse.Namespace) -> TrainConfig:
@@ -100,22 +120,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _train(args, list(argv if argv is not None else sys.argv[1:]))
     except MendError as error:
-        print(f"mend editor train: {error}", file=sys.stderr)  # noqa: T201 - the command's voice
-        return USER_ERROR
-    except KeyboardInterrupt:
-        print(  # noqa: T201
-            "mend editor train: interrupted; the same command goes on from the last checkpoint",
-            file=sys.stderr,
+        return _say(str(error))
+    except torch.OutOfMemoryError:
+        return _say(
+            "out of memory; make batches smaller with --max-edits or --set at_once=8, or use a "
+            "smaller --rank. The same command goes on from the last checkpoint"
         )
-        return 130
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _say(
+            f"{where}{error.strerror or error}; once that is mended, the same command goes on "
+            "from the last checkpoint"
+        )
+    except KeyboardInterrupt:
+        return _say("interrupted; the same command goes on from the last checkpoint", 130)
+
+
+def _say(message: str, code: int = USER_ERROR) -> int:
+    print(f"mend editor train: {message}", file=sys.stderr)  # noqa: T201 - the command's voice
+    return code
+
+
+def check_out(out: Path) -> None:
+    """Refuse, before hours of training, a place no editor could be written to.
+
+    Raises:
+        TrainingError: A folder, or not writable.
+    """
+    if out.is_dir():
+        raise TrainingError(f"--out {out} is a folder; name a file in it, as {out}/my.safetensors")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise TrainingError(
+            f"--out {out}: {out.parent} cannot be written to ({error.strerror}); choose a folder "
+            "that can"
+        ) from error
 
 
 def _train(args: argparse.Namespace, argv: list[str]) -> int:
     config = settings(args)
+    check_out(args.out)
     if args.threads:
         torch.set_num_threads(args.threads)
-    console = Console(stderr=True)
     accelerator = _accelerator(args.device)
+    first = accelerator is None or accelerator.is_main_process
+    console = Console(stderr=True, quiet=not first)
     device = args.device if accelerator is None else str(accelerator.device)
     dtype = args.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     edits, skipped = read_training_data(args.data, args.kind, config.seed, args.limit)
@@ -125,16 +177,15 @@ def _train(args: argparse.Namespace, argv: list[str]) -> int:
     files = [{"name": p.name, "sha256": file_digest(p)} for p in args.data]
     base = load_base(args.model, device=device, dtype=dtype)
     folder = args.out.with_name(args.out.name + ".run")
-    if args.fresh and folder.exists():
-        shutil.rmtree(folder)
-    identity = json_digest(
-        {"files": files, "limit": args.limit, "kind": args.kind, "threads": torch.get_num_threads()}
-    )
+    if args.fresh and first:
+        shutil.rmtree(folder, ignore_errors=True)
+    if accelerator is not None:  # nobody looks for a checkpoint that is being removed
+        accelerator.wait_for_everyone()
+    identity = json_digest({"files": files, "limit": args.limit, "kind": args.kind})
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
-        TimeRemainingColumn(),
         TextColumn("{task.fields[numbers]}"),
     )
     quiet = not console.is_terminal
@@ -144,7 +195,7 @@ def _train(args: argparse.Namespace, argv: list[str]) -> int:
         def report(event: Event) -> None:
             bar.update(task, completed=event.step, numbers=_numbers(event))
             if quiet and ("val" in event.values or event.step % 20 == 0):
-                console.print(f"{event.step}/{event.steps} {event.seconds:.0f}s {_numbers(event)}")
+                console.print(f"{event.step}/{event.steps} {_numbers(event)}", soft_wrap=True)
 
         trainer = Trainer(
             base,
@@ -158,7 +209,7 @@ def _train(args: argparse.Namespace, argv: list[str]) -> int:
             accelerator=accelerator,
         )
         editor = trainer.run()
-    if accelerator is not None and not accelerator.is_main_process:
+    if not first:
         return 0
     digest = editor.save(args.out)
     card = write_card(
@@ -181,7 +232,20 @@ def _accelerator(device: str) -> Any:
 
 
 def _numbers(event: Event) -> str:
-    v = event.values
-    shown = [f"loss {v['loss']:.3f}", f"ES {v['es']:.2f} GS {v['gs']:.2f} LS {v['ls']:.2f}"]
-    shown += [f"{k[3:]} {x:.3f}" for k, x in v.items() if k.startswith("val") and len(k) > 3]  # noqa: PLR2004 - beyond the plain "val"
+    """Time left, loss, and the newest scores on held-out edits by size of batch."""
+    shown = [f"{clock(event.left)} left", f"loss {event.values['loss']:.3f}"]
+    held = event.held_out
+    sizes = sorted(int(k[3:-3]) for k in held if k.endswith("_es"))
+    for n in sizes:
+        es, gs, ls = (held[f"val{n}_{part}"] for part in ("es", "gs", "ls"))
+        shown.append(f"held out, {n} at once: ES {es:.2f} GS {gs:.2f} LS {ls:.2f}")
+    if not sizes:
+        v = event.values
+        shown.append(f"this batch: ES {v['es']:.2f} GS {v['gs']:.2f} LS {v['ls']:.2f}")
     return "  ".join(shown)
+
+
+def clock(seconds: float) -> str:
+    """h:mm:ss."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

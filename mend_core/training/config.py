@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -136,5 +137,7 @@ def _fits(name: str, value: Any, default: Any) -> bool:
         )
     if isinstance(default, (bool, str, dict)):
         return isinstance(value, type(default))
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
-    return number and (isinstance(default, float) or float(value).is_integer())
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < 0:
+        return False
+    return isinstance(value, int) or isinstance(default, float)

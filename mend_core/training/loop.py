@@ -6,8 +6,8 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,13 @@ from mend_core.datasets import Edit
 from mend_core.editors.base import Editor
 from mend_core.errors import TrainingError
 from mend_core.models import Base
-from mend_core.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from mend_core.training.checkpoint import (
+    METRICS,
+    Progress,
+    keep_metrics,
+    load_checkpoint,
+    save_checkpoint,
+)
 from mend_core.training.config import TrainConfig
 from mend_core.training.examples import Example, ExampleCache
 from mend_core.training.methods import make_trainable
@@ -34,13 +40,19 @@ class Event:
         step: Steps done.
         steps: Steps to do.
         seconds: Spent so far, over all resumes.
-        values: Newest numbers: loss, edit, locality, es, gs, ls, val_es, …
+        values: This step's numbers: loss, edit, locality, es, gs, ls of its own batch, edits,
+            grad_norm; after a validation `held_out` too.
+        left: Seconds until the run ends, at this pace, by steps or by the time allowed.
+        held_out: Of the newest validation: val1_es, val1_gs, val1_ls, val1_hm (1: edits applied
+            together), …, val; empty before the first.
     """
 
     step: int
     steps: int
     seconds: float
     values: dict[str, float]
+    left: float = 0.0
+    held_out: Mapping[str, float] = field(default_factory=dict)
 
 
 class Trainer:
@@ -90,11 +102,19 @@ class Trainer:
         groups = self.trainable.groups(config.lr, rate)
         self.rates = [float(group["lr"]) for group in groups]
         self.optimiser = torch.optim.Adam(groups)
+        if config.released and self._processes > 1:
+            raise TrainingError(
+                "released training keeps running statistics of one process; start it without "
+                "`accelerate launch`"
+            )
         self.identity = {
             "settings": config.to_dict(),
             "base": base.digest,
+            "dtype": str(base.dtype).removeprefix("torch."),
+            "device": base.device.type,
             "data": data_digest,
             "processes": self._processes,
+            "threads": torch.get_num_threads(),
         }
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
@@ -113,18 +133,28 @@ class Trainer:
             )
         elif not self.config.released:
             self._warm_up()
-        started = time.monotonic() - self.progress.seconds
-        while not self._done() and not self._out_of_time():
+        if self._rank == 0:
+            keep_metrics(self.folder / METRICS, self.progress.step)
+        begun, before = time.monotonic(), (self.progress.step, self.progress.seconds)
+        held_out: dict[str, float] = {}
+        over = self._done() or bool(self._agreed(self._out_of_time()))
+        while not over:
             values = self._step(self.progress.step)
             self.progress.step += 1
             step = self.progress.step
-            self.progress.seconds = time.monotonic() - started
-            last = step >= self.config.steps or self._out_of_time()
+            spent = time.monotonic() - begun
+            self.progress.seconds = before[1] + spent
+            over = bool(self._agreed(self._out_of_time()))
+            last = step >= self.config.steps or over
             if step % self.config.validate_every == 0 or last:
-                values |= self._validate()
+                held_out = self._validate()
+                values |= held_out
+            over = over or self._done()
             self._log(step, values)
-            self.report(Event(step, self.config.steps, self.progress.seconds, values))
-            if step % self.config.checkpoint_every == 0 or last or self._done():
+            left = self._left(spent / (step - before[0]))
+            seconds = self.progress.seconds
+            self.report(Event(step, self.config.steps, seconds, values, left, held_out))
+            if step % self.config.checkpoint_every == 0 or over:
                 self._save(checkpoint)
         return self.finish()
 
@@ -149,6 +179,21 @@ class Trainer:
 
     def _out_of_time(self) -> bool:
         return self.minutes is not None and self.progress.seconds >= 60 * self.minutes
+
+    def _left(self, pace: float) -> float:
+        """Seconds to go at `pace` seconds a step."""
+        by_steps = pace * (self.config.steps - self.progress.step)
+        if self.minutes is None:
+            return by_steps
+        return min(by_steps, max(0.0, 60 * self.minutes - self.progress.seconds))
+
+    def _agreed(self, mine: float) -> float:
+        """The first process's answer: clocks differ, and one that stops alone hangs the others."""
+        if self._processes == 1:
+            return mine
+        told = float(mine) if self._rank == 0 else 0.0
+        tensor = torch.tensor(told, dtype=torch.float64, device=self.base.device)
+        return float(self.accelerator.reduce(tensor, reduction="sum"))
 
     def _warm_up(self) -> None:
         wanted = min(self.config.warm_up, len(self.train.edits))
@@ -238,11 +283,11 @@ class Trainer:
         }
 
     def _update(self, step: int) -> float:
-        grads = [p for p in self.parameters if p.grad is not None]
         if self.accelerator is not None and self._processes > 1:
             for p in self.parameters:  # every process must take part, gradient or not
                 grad = torch.zeros_like(p) if p.grad is None else p.grad
                 p.grad = self.accelerator.reduce(grad, reduction="mean")
+        grads = [p for p in self.parameters if p.grad is not None]
         norm = float(torch.nn.utils.clip_grad_norm_(grads, self.config.clip)) if grads else 0.0
         if math.isfinite(norm):  # a NaN or Inf gradient is dropped, as the reference does
             rate = self._rate(step)
@@ -278,7 +323,7 @@ class Trainer:
             hm = 3 / sum(1 / max(v, 1e-6) for v in (es, gs, ls))
             scores.append(hm)
             values |= {f"val{n}_es": es, f"val{n}_gs": gs, f"val{n}_ls": ls, f"val{n}_hm": hm}
-        score = sum(scores) / len(scores)
+        score = self._agreed(sum(scores) / len(scores))
         values["val"] = score
         if score > self.progress.best:
             self.progress.best, self.progress.best_step = score, self.progress.step
@@ -293,9 +338,10 @@ class Trainer:
     def _log(self, step: int, values: dict[str, float]) -> None:
         if self._rank != 0:
             return
-        record = {"step": step, "seconds": round(self.progress.seconds, 3)}
-        record |= {k: round(v, 6) for k, v in values.items()}
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        record: dict[str, float | None] = {"step": step, "seconds": round(self.progress.seconds, 3)}
+        # JSON has no NaN.
+        record |= {k: round(v, 6) if math.isfinite(v) else None for k, v in values.items()}
+        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def _save(self, path: Path) -> None:
