@@ -22,11 +22,20 @@ bias                first layer only (eq. 3b has none)      both layers
                                                             at the editor's 1e-6
 accumulation        10                                      11 for the first step, then 10, each
                                                             divided by 10
+edit loss           on rephrases                            the same; here on the prompt as well
+                                                            unless ``released`` or ``outer`` is set
+locality loss       at answer tokens                        in decoders at all tokens
+normaliser          before training, on rows at the base    row by row along with training
+"no sharing"        as shared, one network per matrix       without scale and shift: ``film=False``
+"no identity init"  Xavier U and V                          U with ReLU's gain, nothing added back:
+                                                            ``init="released_random"``
 normaliser state    saved whole                             its "initialised" flag is not saved
+n edits at once     each edit's gradient is its own         of the mean over all their tokens
 ==================  ======================================  =====================================
 
-The last three concern training (`mend_core.training`); the last one is never reproduced: a resumed
-run must equal an uninterrupted one.
+What concerns training (`mend_core.training`) is chosen by ``TrainConfig.released``. Two things are
+never reproduced: a resumed run must equal an uninterrupted one, and an edit's factor must not
+depend on its company. So a run of the authors' code is reproduced on single edits, as it trains.
 """
 
 from __future__ import annotations
@@ -44,7 +53,7 @@ from mend_core.editors.normaliser import Normaliser
 from mend_core.factors import Composition, Grid
 from mend_core.models import Base
 
-Sides = Literal["both", "u", "delta", "smaller"]
+Sides = Literal["both", "apart", "u", "delta", "smaller"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +64,17 @@ class MendConfig:
         rank: Rank of each low-rank layer (1920 in the paper), cut to the row width.
         layers: Residual layers (one hidden, one output).
         norm: Normalise u and δ ("no norm" is an ablation).
-        init: "identity" (paper), "released" (V ~ N(0, 1)), "random" (ablation).
-        sides: What the network sees and changes: "both" concatenated (paper), only "u", only
-            "delta", or only the "smaller" of the two (ablations). The other side passes through,
-            normalised.
+        init: "identity" (paper), "released" (V ~ N(0, 1)), "random" (ablation), "released_random"
+            (the ablation as the released code has it).
+        sides: What the network sees and changes: "both" concatenated (paper), each "apart" by a
+            network of its own, only "u", only "delta", or only the "smaller" of the two
+            (ablations; u where they are equal). The other side passes through, normalised.
         shared: One network per shape with a scale and shift per matrix; False: one per matrix.
         learning_rate: Initial α of every matrix (``edit_lr``).
         sign: -1: W - αG̃ (paper); +1: W + αG̃ (released code).
         bias_everywhere: Bias in the second layer too (released code).
+        film: A scale and shift per matrix in each layer; the released code has none where
+            networks are not shared.
         tokens: Positions that give rows.
     """
 
@@ -75,12 +87,15 @@ class MendConfig:
     learning_rate: float = 1e-4
     sign: Literal[-1, 1] = -1
     bias_everywhere: bool = False
+    film: bool = True
     tokens: Literal["all", "answer"] = "all"
 
     @classmethod
     def as_released(cls, **changes: Any) -> MendConfig:
         """The authors' code, for reproducing one of its runs (see the module's table)."""
-        return replace(cls(init="released", sign=1, bias_everywhere=True), **changes)
+        film = bool(changes.get("shared", True))
+        made = cls(init="released", sign=1, bias_everywhere=True, film=film)
+        return replace(made, **changes)
 
 
 class GradientNetwork(nn.Module):
@@ -107,17 +122,23 @@ class GradientNetwork(nn.Module):
         self.norm_delta: Normaliser | None = Normaliser(d_out) if config.norm else None
         self.sides: Sides = config.sides
         if self.sides == "smaller":
-            self.sides = "u" if d_in < d_out else "delta"
-        width = {"both": d_in + d_out, "u": d_in, "delta": d_out}[self.sides]
-        self.net = IDMLP(
-            width,
-            config.rank,
-            modes,
-            layers=config.layers,
-            init=config.init,
-            bias_everywhere=config.bias_everywhere,
-            generator=generator,
-        )
+            self.sides = "delta" if d_out < d_in else "u"
+
+        def network(width: int) -> IDMLP:
+            return IDMLP(
+                width,
+                config.rank,
+                modes,
+                layers=config.layers,
+                init=config.init,
+                bias_everywhere=config.bias_everywhere,
+                film=config.film,
+                generator=generator,
+            )
+
+        widths = {"both": d_in + d_out, "apart": d_in, "u": d_in, "delta": d_out}
+        self.net = network(widths[self.sides])
+        self.net_delta = network(d_out) if self.sides == "apart" else None
 
     def update(self, u: Tensor, delta: Tensor) -> None:
         """Take raw rows into the statistics (training only)."""
@@ -129,6 +150,8 @@ class GradientNetwork(nn.Module):
         """(rows, d_in), (rows, d_out) → pseudo rows of the same shapes."""
         if self.norm_u is not None and self.norm_delta is not None:
             u, delta = self.norm_u(u), self.norm_delta(delta)
+        if self.net_delta is not None:
+            return self.net(u, mode), self.net_delta(delta, mode)
         if self.sides == "u":
             return self.net(u, mode), delta
         if self.sides == "delta":

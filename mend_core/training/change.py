@@ -28,6 +28,14 @@ class Change(ABC):
             NoSuchMatrix: A matrix is none of the base's, or has another shape.
         """
 
+    @abstractmethod
+    def of_groups(self, start: int, stop: int) -> Change:
+        """The change of some of the groups, sharing tensors with this one."""
+
+    @abstractmethod
+    def cut(self) -> tuple[Change, list[tuple[Tensor, Tensor]]]:
+        """The same change as leaves of a new graph, and (tensor here, leaf there) of each."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pairs(Change):
@@ -43,6 +51,16 @@ class Pairs(Change):
     def applied(self, base: Base) -> AbstractContextManager[None]:
         """See `Change.applied`."""
         return with_pairs(base, self.pairs)
+
+    def of_groups(self, start: int, stop: int) -> Pairs:
+        """See `Change.of_groups`."""
+        return Pairs({n: (k[start:stop], v[start:stop]) for n, (k, v) in self.pairs.items()})
+
+    def cut(self) -> tuple[Pairs, list[tuple[Tensor, Tensor]]]:
+        """See `Change.cut`."""
+        ends: list[tuple[Tensor, Tensor]] = []
+        leaves = {n: (_leaf(k, ends), _leaf(v, ends)) for n, (k, v) in self.pairs.items()}
+        return Pairs(leaves), ends
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,6 +80,24 @@ class Shifted(Change):
         """See `Change.applied`."""
         with with_delta(base, self.shift), with_pairs(base, self.pairs):
             yield
+
+    def of_groups(self, start: int, stop: int) -> Shifted:
+        """See `Change.of_groups`."""
+        return Shifted(self.shift, Pairs(self.pairs).of_groups(start, stop).pairs)
+
+    def cut(self) -> tuple[Shifted, list[tuple[Tensor, Tensor]]]:
+        """See `Change.cut`."""
+        pairs, ends = Pairs(self.pairs).cut()
+        return Shifted({n: _leaf(s, ends) for n, s in self.shift.items()}, pairs.pairs), ends
+
+
+def _leaf(made: Tensor, ends: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """A leaf with the values of `made`; noted in `ends` if gradients shall reach it."""
+    leaf = made.detach()
+    if made.requires_grad:
+        leaf.requires_grad_()
+        ends.append((made, leaf))
+    return leaf
 
 
 def padded(rows: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -7,7 +7,7 @@ the step number (draws are a function of seed and step, so no random state needs
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class Progress:
         best: Best validation score so far.
         best_step: When it was reached.
         stale: Validations since then.
+        in_vain: Steps in a row that gave no update, NaN or Inf in the way.
+        quarantined: Numbers of training edits whose own texts give NaN or Inf.
     """
 
     step: int = 0
@@ -43,6 +45,8 @@ class Progress:
     best: float = -1.0
     best_step: int = 0
     stale: int = 0
+    in_vain: int = 0
+    quarantined: list[int] = field(default_factory=list)
 
 
 def save_checkpoint(

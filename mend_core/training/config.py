@@ -6,11 +6,18 @@ import json
 import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mend_core.errors import TrainingError
+from mend_core.training.objective import LocalityTokens, Outer
 
 METHODS = ("mend", "malmen", "enn", "ke")
+
+COUNTS = (
+    *("steps", "max_edits", "per_step", "at_once", "accumulate", "validate_every"),
+    *("checkpoint_every", "warm_up"),
+)
+"""Settings that count from 1."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "enn": {"max_edits": 1, "lr_lr": 1e-3},
@@ -19,6 +26,17 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 """Settings whose default depends on the method: ENN and KE are trained on single edits, ENN's step
 sizes move ten times as fast as its weights, and KE's rate is as many times its paper's (1e-5) as
 MEND's is."""
+
+
+RELEASED: dict[str, Any] = {
+    "outer": "rephrase",
+    "locality_tokens": "all",
+    "max_edits": 1,
+    "per_step": 1,
+    "accumulate": 10,
+    "lr": 1e-6,
+}
+"""Settings whose default is that of MEND's authors' code where `TrainConfig.released` is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +52,12 @@ class TrainConfig:
         steps: Optimiser steps.
         max_edits: Batch sizes are drawn log-uniformly from 1 to this (see `DEFAULTS`).
         per_step: Small batches are grouped until a step sees about this many edits.
+        at_once: Edits whose texts run through the model together. A step with more of them gives
+            the same gradient in parts, so that memory does not grow with `max_edits`.
+        outer: What the edit loss is taken on: a rephrase alone (paper), or the edit's own prompt
+            and a rephrase alike.
+        locality_tokens: Where the locality loss is taken: at the positions that predict an answer,
+            or in decoders at all tokens of the locality prompt (released code).
         c_edit: Weight of the edit loss (paper: 0.1).
         c_loc: Weight of the locality loss (paper: 1).
         lr: Adam's rate for the networks (paper: 1e-6 over 500,000 steps; short runs need more).
@@ -42,8 +66,9 @@ class TrainConfig:
         decay: Cosine decay of both rates to a tenth over `steps`.
         clip: Largest gradient norm.
         accumulate: Steps whose gradients are averaged before an update (paper: 10).
-        released: Reproduce the released training code: 11 steps, then 10, each divided by 10; the
-            learned step sizes move at `lr`; the normaliser runs along with training.
+        released: Reproduce the authors' training code: an update after 11 steps, then after every
+            10, each divided by 10; the learned step sizes move at `lr`; rates are constant; the
+            normaliser runs along with training, matrix by matrix. Brings `RELEASED` as defaults.
         warm_up: Examples that fix the normaliser before the first step (rows are made at the base,
             so their statistics do not depend on training). Ignored when `released`.
         validation: Edits held out.
@@ -61,6 +86,9 @@ class TrainConfig:
     steps: int = 2000
     max_edits: int = 25
     per_step: int = 10
+    at_once: int = 64
+    outer: Outer = "both"
+    locality_tokens: LocalityTokens = "answer"
     c_edit: float = 0.1
     c_loc: float = 1.0
     lr: float = 1e-4
@@ -99,13 +127,20 @@ class TrainConfig:
                 )
             if not _fits(name, value, getattr(cls(), name)):
                 raise TrainingError(f"{source}: setting {name!r} cannot be {value!r}")
-        values = {**DEFAULTS.get(values.get("method", cls().method), {}), **values}
+        own = RELEASED if values.get("released") else {}
+        values = {**DEFAULTS.get(values.get("method", cls().method), {}), **own, **values}
         if values.get("matrices") is not None:
             values["matrices"] = tuple(values["matrices"])
         config = cls(**values)
-        for name in ("steps", "max_edits", "per_step", "accumulate", "validate_every", "warm_up"):
+        for name in COUNTS:
             if getattr(config, name) < 1:
                 raise TrainingError(f"{source}: setting {name!r} must be at least 1")
+        for name, choices in (("outer", Outer), ("locality_tokens", LocalityTokens)):
+            if getattr(config, name) not in get_args(choices):
+                raise TrainingError(
+                    f"{source}: setting {name!r} cannot be {getattr(config, name)!r}; it is one of "
+                    f"{', '.join(get_args(choices))}"
+                )
         if config.method not in METHODS:
             raise TrainingError(
                 f"{source}: method {config.method!r} is not trained; {', '.join(METHODS)} are"

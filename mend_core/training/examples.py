@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mend_core.datasets import Edit, read_edits, read_pararel
 from mend_core.datasets.fever import flips, read_fever
-from mend_core.errors import DataError, EditError, TrainingError
+from mend_core.errors import DataError, EditError, NonFinite, TrainingError
 from mend_core.factors import extract
 from mend_core.models import Base, Encoded, Matrix, PrefixCache, encode_pairs
 
@@ -50,11 +50,13 @@ class Example:
     """A prepared edit.
 
     Attributes:
+        number: Of the edit in its cache.
         edit: The edit itself.
         items: The edit first, then rephrases, then locality prompts.
         rows: Matrix → raw (u, δ) rows of the edit at the base.
     """
 
+    number: int
     edit: Edit
     items: tuple[Item, ...]
     rows: dict[str, tuple[Tensor, Tensor]]
@@ -108,12 +110,12 @@ class ExampleCache:
 
     def get(self, number: int) -> Example | None:
         """The prepared example, or None if its edit cannot be used (see `errors`)."""
+        if number in self.errors:
+            return None
         chunk = number // CHUNK
         if chunk in self._kept:
             self._kept.move_to_end(chunk)
             return self._kept[chunk].get(number)
-        if number in self.errors:
-            return None
         made = self._prepare(range(chunk * CHUNK, min(len(self.edits), (chunk + 1) * CHUNK)))
         self._kept[chunk] = made
         self._bytes += sum(e.nbytes for e in made.values())
@@ -121,6 +123,16 @@ class ExampleCache:
             _, old = self._kept.popitem(last=False)
             self._bytes -= sum(e.nbytes for e in old.values())
         return made.get(number)
+
+    def quarantine(self, number: int) -> EditError:
+        """Never give this example again: one of its texts gives NaN or Inf at the base."""
+        error = NonFinite(
+            self.edits[number].id,
+            "NaN or Inf in the base's own answer to one of its texts; the edit is left out and "
+            "the others go on. Reword it, or load the model in float32",
+        )
+        self.errors[number] = error
+        return error
 
     def _prepare(self, numbers: Sequence[int]) -> dict[int, Example]:
         texts: list[tuple[int, Part, str, str]] = []
@@ -156,7 +168,7 @@ class ExampleCache:
                 continue
             mine_items = tuple(i for i, t in zip(items, texts, strict=True) if t[0] == number)
             rows = {n: (r.u, r.v) for n, r in raw.of(place).items()}
-            made[number] = Example(self.edits[number], mine_items, rows)
+            made[number] = Example(number, self.edits[number], mine_items, rows)
         return made
 
     def _texts(self, number: int) -> list[tuple[int, Part, str, str]]:

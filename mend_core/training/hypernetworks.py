@@ -59,6 +59,8 @@ class RowTrainable(Trainable):
         made: dict[str, tuple[Tensor, Tensor]] = {}
         for name in self.shapes:
             u, delta, sizes = stacked(groups, name)
+            if self.running and torch.is_grad_enabled():
+                self.networks.update(name, u, delta)
             keys, values = self.pair(name, u, delta, sizes)
             made[name] = (padded(keys, sizes), padded(values, sizes))
         return Pairs(made)

@@ -18,6 +18,7 @@ from mend_core.datasets import Edit
 from mend_core.editors.base import Editor
 from mend_core.errors import TrainingError
 from mend_core.models import Base
+from mend_core.training.change import Pairs
 from mend_core.training.checkpoint import (
     METRICS,
     Progress,
@@ -26,10 +27,21 @@ from mend_core.training.checkpoint import (
     save_checkpoint,
 )
 from mend_core.training.config import TrainConfig
-from mend_core.training.examples import Example, ExampleCache
+from mend_core.training.examples import Example, ExampleCache, Item
 from mend_core.training.methods import make_trainable
-from mend_core.training.objective import choose_items, evaluate
+from mend_core.training.objective import (
+    Losses,
+    Objective,
+    choose_items,
+    descend,
+    evaluate,
+    in_parts,
+    joined,
+)
 from mend_core.training.trainable import Trainable
+
+IN_VAIN = 20
+"""Steps in a row without an update, after which a run is given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +109,10 @@ class Trainer:
         }
         self.train = ExampleCache(base, matrices, train, **options)
         self.validation = ExampleCache(base, matrices, validation, **options)
+        self.trainable.running = config.released
+        self.objective = Objective(
+            config.c_edit, config.c_loc, config.outer, config.locality_tokens
+        )
         rate = config.lr if config.released else config.lr_lr
         self.parameters = [p for p in self.trainable.module.parameters() if p.requires_grad]
         groups = self.trainable.groups(config.lr, rate)
@@ -133,6 +149,8 @@ class Trainer:
             )
         elif not self.config.released:
             self._warm_up()
+        for number in self.progress.quarantined:
+            self.train.quarantine(number)
         if self._rank == 0:
             keep_metrics(self.folder / METRICS, self.progress.step)
         begun, before = time.monotonic(), (self.progress.step, self.progress.seconds)
@@ -260,27 +278,78 @@ class Trainer:
     def _step(self, step: int) -> dict[str, float]:
         c = self.config
         groups, others, picks = self.draw(step)
-        if c.released:
-            self.trainable.observe([e for group in groups for e in group])
-        items = choose_items([e for g in groups for e in g], others, picks)
-        result = evaluate(self.base, self.matrices, self.trainable.change(groups), items)
-        loss = c.c_edit * result.edit + c.c_loc * result.locality
-        finite = bool(torch.isfinite(loss.detach()))
-        if finite:
-            (loss / c.accumulate).backward()  # type: ignore[no-untyped-call] # torch's stub
+        examples = [e for g in groups for e in g]
+        items = choose_items(examples, others, picks)
+        result = descend(
+            self.base,
+            self.matrices,
+            self.trainable.change(groups),
+            items,
+            self.objective,
+            groups=len(groups),
+            at_once=c.at_once,
+            scale=1 / c.accumulate,
+        )
+        sound = bool(torch.isfinite(result.total))
+        if not sound:
+            self._isolate(examples, others, items, result)
         norm = 0.0
         if self._boundary(step):
             norm = self._update(step)
+            sound = sound and math.isfinite(norm)
+        self._count_in_vain(examples, sound=sound)
         return {
-            "loss": float(loss.detach()),
-            "edit": float(result.edit.detach()),
-            "locality": float(result.locality.detach()),
+            "loss": float(result.total),
+            "edit": float(result.edit),
+            "locality": float(result.locality),
             "es": result.es,
             "gs": result.gs,
             "ls": result.ls,
             "edits": float(len(groups[0])),
             "grad_norm": norm,
         }
+
+    def _isolate(
+        self,
+        examples: Sequence[Example],
+        others: Sequence[Example],
+        items: Sequence[Item],
+        result: Losses,
+    ) -> None:
+        """Sets edits aside whose own texts give NaN or Inf at the base, where no editor had a say.
+
+        Each text is asked alone, since what is beside it in a batch is not at fault.
+        """
+        for place, fine in enumerate(result.finite.tolist()):
+            if fine:
+                continue
+            mine = items[3 * place : 3 * place + 3]
+            for part, item in enumerate(mine):
+                borrowed = part == 2 and not examples[place].of("locality")  # noqa: PLR2004
+                owner = others[place] if borrowed else examples[place]
+                with torch.no_grad():
+                    alone = evaluate(
+                        self.base, self.matrices, Pairs({}), [item] * 3, self.objective
+                    )
+                if not bool(alone.finite.all()) and owner.number not in self.progress.quarantined:
+                    self.train.quarantine(owner.number)
+                    self.progress.quarantined.append(owner.number)
+
+    def _count_in_vain(self, examples: Sequence[Example], *, sound: bool) -> None:
+        """Ends a run that goes nowhere.
+
+        Raises:
+            TrainingError: Too many steps in a row met NaN or Inf.
+        """
+        self.progress.in_vain = 0 if sound else self.progress.in_vain + 1
+        in_vain = self._agreed(self.progress.in_vain)
+        if in_vain < IN_VAIN:
+            return
+        names = ", ".join(e.edit.id for e in examples[:5])
+        raise TrainingError(
+            f"{IN_VAIN} steps in a row gave NaN or Inf (the last with edits {names}); make lr and "
+            "lr_lr smaller, or load the model in float32, and start over with --fresh"
+        )
 
     def _update(self, step: int) -> float:
         if self.accelerator is not None and self._processes > 1:
@@ -316,7 +385,14 @@ class Trainer:
                 with torch.no_grad():
                     items = choose_items(flat, others, [0] * len(flat))
                     change = self.trainable.change(groups)
-                    r = evaluate(self.base, self.matrices, change, items)
+                    r = joined(
+                        [
+                            evaluate(self.base, self.matrices, part, mine, self.objective)
+                            for part, mine in in_parts(
+                                change, items, len(groups), self.config.at_once
+                            )
+                        ]
+                    )
                 for k, value in enumerate((r.es, r.gs, r.ls)):
                     totals[k] += value * len(flat)
             es, gs, ls = (t / (len(batches) * n) for t in totals)

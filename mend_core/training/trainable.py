@@ -22,8 +22,11 @@ class Trainable(ABC):
         module: Everything that is saved in a checkpoint: parameters and statistics.
         shapes: Edited matrix → (d_out, d_in).
         tokens: Positions that give raw rows.
+        running: Statistics take a step's rows in as `change` meets them, matrix by matrix, and not
+            by `observe` (the authors' code).
     """
 
+    running = False
     tokens: Literal["all", "answer"] = "all"
 
     def __init__(

@@ -97,6 +97,36 @@ def test_weight_change_equals_the_formula_written_out(released):
         assert torch.allclose(values.T @ keys, torch.tensor(expected).double(), atol=1e-6)
 
 
+def test_the_released_ablations_are_what_its_code_does():
+    unshared = MendNetworks({"a": (3, 5), "b": (3, 5)}, MendConfig.as_released(shared=False))
+    assert len(unshared.nets) == 2
+    assert not [n for n, _ in unshared.named_parameters() if "scale" in n or "shift" in n]
+    config = MendConfig.as_released(init="released_random", norm=False, learning_rate=1.0)
+    networks = MendNetworks({"a": (3, 5)}, config)
+    u, delta = torch.randn(8, 5), torch.randn(8, 3)
+    x = torch.cat((u, delta), dim=1)
+    for layer in networks.nets["5x3"].net.layers:
+        x = (x @ layer.v.T @ layer.u.T).clamp(min=0)  # nothing is added back
+    keys, values = networks("a", u, delta)
+    assert torch.allclose(torch.cat((keys, values), dim=1), x)
+
+
+def test_networks_apart_do_not_mix_the_sides():
+    networks = randomised(MendNetworks({"a": (3, 5)}, MendConfig(sides="apart", norm=False)))
+    u, delta = torch.randn(8, 5), torch.randn(8, 3)
+    keys, values = networks("a", u, delta)
+    other_keys, _ = networks("a", u, torch.randn(8, 3))
+    _, other_values = networks("a", torch.randn(8, 5), delta)
+    assert torch.equal(keys, other_keys)
+    assert torch.equal(values, other_values)
+    assert not torch.allclose(keys, u)
+
+
+def test_of_equal_sides_u_counts_as_the_smaller():
+    networks = MendNetworks({"a": (4, 4), "b": (2, 4), "c": (4, 2)}, MendConfig(sides="smaller"))
+    assert [networks.nets[k].sides for k in ("4x4", "4x2", "2x4")] == ["u", "delta", "u"]
+
+
 def test_untrained_network_is_the_identity_on_normalised_rows():
     networks = MendNetworks({"a": (3, 5)}, MendConfig(rank=2, learning_rate=1.0))
     u, delta = torch.randn(8, 5), torch.randn(8, 3)
@@ -148,8 +178,14 @@ def test_normaliser_survives_one_row_and_resumes():
         MendConfig(rank=4, sides="delta"),
         MendConfig(rank=4, sides="smaller"),
         MendConfig(rank=4, shared=False),
+        MendConfig(rank=4, sides="apart"),
+        MendConfig.as_released(rank=4, shared=False),
+        MendConfig.as_released(rank=4, init="released_random"),
     ],
-    ids=["paper", "released", "no norm", "no identity", "u", "delta", "smaller", "no sharing"],
+    ids=[
+        *("paper", "released", "no norm", "no identity", "u", "delta", "smaller", "no sharing"),
+        *("apart", "released, no sharing", "released, no identity"),
+    ],
 )
 def test_every_variant_edits_and_comes_back_from_its_file(tiny, tmp_path, config):
     base = tiny("gpt2")

@@ -18,6 +18,7 @@ from mend_core.training import TrainConfig, Trainer
 from mend_core.training.checkpoint import METRICS
 from mend_core.training.cli import clock, main
 from mend_core.training.examples import split
+from mend_core.training.objective import choose_items, descend, in_parts
 
 EDITS = [
     Edit(
@@ -221,3 +222,95 @@ def test_released_training_is_for_one_process(folder, tmp_path):
     done = launched(folder, tmp_path / "e.safetensors", "--set", "released=true")
     assert done.returncode != 0
     assert "running statistics of one process" in done.stderr
+
+
+def poisoned(where):
+    """A base to which one token of an edit's rephrase, or of its locality prompt, is NaN."""
+    base = tiny_base("gptj")  # untied head: a poisoned embedding reaches its own sequence only
+    edits = [
+        Edit(
+            id=f"e{i}",
+            prompt=FACTS[i][0],
+            target=FACTS[(i + 1) % 8][1],
+            paraphrases=(PARAPHRASES[FACTS[i][0]] + " %" * (where == "rephrase" and i == 3),),
+            locality=(
+                PromptAnswer(FACTS[i + 8][0] + " %" * (where == "locality" and i == 3), "x"),
+            ),
+        )
+        for i in range(8)
+    ]
+    for token in set(base.tokenizer(" %")["input_ids"]) - set(base.tokenizer(" ")["input_ids"]):
+        base.model.get_input_embeddings().weight.data[token] = float("nan")
+    return base, edits
+
+
+@pytest.mark.parametrize("where", ["rephrase", "locality"])
+def test_an_edit_whose_text_gives_nan_is_named_and_left_out_alone(tmp_path, where):
+    base, edits = poisoned(where)
+    config = TrainConfig.from_dict(
+        {**SETTINGS, "matrices": None, "steps": 30, "validate_every": 30, "checkpoint_every": 30}
+    )
+    options = {"data_digest": "d"}
+    trainer = Trainer(base, edits, edits[:3], config, tmp_path, **options)
+    editor = trainer.run()
+    assert trainer.progress.quarantined == [3]
+    assert "edit e3" in str(trainer.train.errors[3])
+    assert trainer.train.get(2) is not None
+    assert all(torch.isfinite(d).all() for d in editor.delta(base, edits[:2]).values())
+    lines = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
+    assert [line["loss"] is None for line in lines].count(True) == 1
+    again = Trainer(base, edits, edits[:3], config, tmp_path, **options)
+    again.run()
+    assert again.train.get(3) is None  # resumed, it stays out
+
+
+def test_a_run_that_diverges_ends_and_says_what_to_do(tiny, tmp_path):
+    with pytest.raises(TrainingError, match=r"NaN or Inf.*make lr"):
+        trainer_of(tiny("llama"), tmp_path, lr=1e30, ramp=0, steps=100, validate_every=90).run()
+
+
+@pytest.mark.parametrize("method", ["mend", "malmen", "enn", "ke"])
+@pytest.mark.parametrize("n", [2, 6])
+def test_a_step_in_parts_gives_the_gradient_of_the_whole(tiny, tmp_path, method, n):
+    own = {"mend": {"rank": 4}, "malmen": {"rank": 4, "learning_rate": 1e-2}, "enn": {}}
+    own["ke"] = {"lstm": 8, "condition": 8, "hidden": 8}
+    trainer = trainer_of(tiny("llama"), tmp_path, method=method, editor=own[method], steps=1)
+    trainer.run()
+    examples = [e for e in map(trainer.train.get, range(12)) if e][:12]
+    groups = [examples[i : i + n] for i in range(0, 12, n)]
+    items = choose_items(examples, examples, [0] * len(examples))
+    found = []
+    for at_once in (64, 4):
+        trainer.optimiser.zero_grad()
+        losses = descend(
+            trainer.base,
+            trainer.matrices,
+            trainer.trainable.change(groups),
+            items,
+            trainer.objective,
+            groups=len(groups),
+            at_once=at_once,
+            scale=0.5,
+        )
+        grads = [p.grad.clone() for p in trainer.parameters if p.grad is not None]
+        found.append((losses, grads))
+    (whole, grads), (parts, collected) = found
+    for name in ("total", "edit", "locality", "es", "gs", "ls"):
+        assert float(getattr(parts, name)) == pytest.approx(float(getattr(whole, name)), rel=1e-4)
+    assert len(parts.finite) == 12
+    assert len(grads) == len(collected) > 0
+    for one, two in zip(grads, collected, strict=True):
+        assert torch.allclose(one, two, rtol=1e-3, atol=1e-4 * float(one.abs().max()) + 1e-12)
+
+
+def test_parts_are_no_larger_than_asked(tiny, tmp_path):
+    trainer = trainer_of(tiny("llama"), tmp_path, steps=1)
+    trainer.run()
+    examples = [trainer.train.get(i) for i in range(10)]
+    items = choose_items(examples, examples, [0] * 10)
+    for groups, at_once in ((1, 4), (2, 4), (5, 4), (10, 4), (10, 1)):
+        size = 10 // groups
+        change = trainer.trainable.change([examples[i : i + size] for i in range(0, 10, size)])
+        parts = list(in_parts(change, items, groups, at_once))
+        assert [i for _, mine in parts for i in mine] == items
+        assert max(len(mine) for _, mine in parts) <= 3 * at_once
