@@ -18,7 +18,7 @@ Each message says what happened, to which thing, and what to do next.
     │   ├── PromptTooLong
     │   ├── TargetUnreachable     the target tokenises to nothing
     │   └── NonFinite             NaN or Inf in a loss, gradient or factor
-    ├── BatchError
+    ├── BatchError                the batch is at fault, not one edit of it
     │   └── EmptyBatch
     ├── StoreError
     │   ├── StoreMissing          a file that should be there is not

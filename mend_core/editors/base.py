@@ -13,10 +13,12 @@ from torch import Tensor
 from mend_core.datasets.edit import Edit
 from mend_core.editors.files import Header, read_editor, write_editor
 from mend_core.errors import (
+    BatchError,
     EditError,
     EditorCorrupt,
     EditorMismatch,
     EmptyBatch,
+    MendError,
     NonFinite,
 )
 from mend_core.factors import (
@@ -109,6 +111,7 @@ class Editor(ABC):
         Raises:
             EmptyBatch: No edits.
             EditError: One edit is at fault; it is named.
+            BatchError: No edit is, and still no weight change came out.
             EditorMismatch: See `check`.
         """
 
@@ -248,6 +251,28 @@ class FactorEditor(Editor):
         return compose(self.composition, self.grid, None, rows)
 
 
+def not_finite(
+    base: Base, edits: Sequence[Edit], matrices: Sequence[Matrix], otherwise: str
+) -> MendError:
+    """The error of a weight change that came out with NaN or Inf: of the edit at fault if one is.
+
+    Args:
+        base: The base, with its own weights.
+        edits: What the change was made for.
+        matrices: The edited ones.
+        otherwise: What to say where no edit gives NaN or Inf by itself.
+    """
+    raw = extract(base, edits, matrices)
+    if raw.errors:
+        return raw.errors[min(raw.errors)]
+    return BatchError(otherwise)
+
+
+def all_finite(delta: Delta) -> bool:
+    """Whether a weight change holds numbers only."""
+    return all(bool(torch.isfinite(change).all()) for change in delta.values())
+
+
 def _finite(factor: FactorRows) -> FactorRows | EditError:
     for name, rows in factor.rows.items():
         if not (torch.isfinite(rows.u).all() and torch.isfinite(rows.v).all()):
@@ -270,7 +295,7 @@ def load_editor(path: str | Path) -> Editor:
         )
     try:
         return kind.from_state(header.base_digest, header.shapes, header.config, tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise EditorCorrupt(
             f"{path}: the file does not hold a whole {header.kind} editor: {error}"
         ) from error

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mend_core.datasets.edit import Edit
-from mend_core.editors.base import Editor
+from mend_core.editors.base import Editor, all_finite, not_finite
 from mend_core.errors import EmptyBatch
 from mend_core.factors import Delta
 from mend_core.factors.extract import answer_losses, tapped
@@ -161,7 +161,11 @@ class EnnEditor(Editor):
         assert encoded is not None
         prefix = PrefixCache(base, min(m.block for m in self.matrices_of(base)))
         with torch.no_grad():
-            return self.networks.dense(self.networks(base, encoded, prefix.hidden(encoded)))
+            made = self.networks.dense(self.networks(base, encoded, prefix.hidden(encoded)))
+        if not all_finite(made):
+            otherwise = "the editor gave NaN or Inf for these edits; train it again with smaller lr"
+            raise not_finite(base, edits, self.matrices_of(base), otherwise)
+        return made
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """See `Editor.state`."""

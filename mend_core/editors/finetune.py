@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mend_core.datasets.edit import Edit
-from mend_core.editors.base import Editor
-from mend_core.errors import EmptyBatch, NonFinite
+from mend_core.editors.base import Editor, all_finite, not_finite
+from mend_core.errors import EmptyBatch, MendError
 from mend_core.factors import Delta
 from mend_core.models import (
     Base,
@@ -117,16 +117,26 @@ class FinetuneEditor(Editor):
         for step in range(self.config.steps):
             with with_delta(base, residual):
                 loss, done = edit_loss(base, encoded, prefix)
-            if not torch.isfinite(loss):
-                raise NonFinite(edits[0].id, f"the loss of its batch became {loss.item()}")
             if done:
                 break
             total = self.total_loss(base, loss, residual, prefix, step)
             optimiser.zero_grad()
             total.backward()  # type: ignore[no-untyped-call] # torch's stub
-            torch.nn.utils.clip_grad_norm_(parameters, self.config.clip)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip)
+            if not torch.isfinite(total.detach() + norm):
+                raise self._diverged(base, edits, step)
             optimiser.step()
-        return {name: change.detach() for name, change in residual.items()}
+        made = {name: change.detach() for name, change in residual.items()}
+        if not all_finite(made):
+            raise self._diverged(base, edits, self.config.steps)
+        return made
+
+    def _diverged(self, base: Base, edits: Sequence[Edit], steps: int) -> MendError:
+        otherwise = (
+            f"fine-tuning {len(edits)} edits gave NaN or Inf after {steps} steps; make lr "
+            f"({self.config.lr}) smaller, or load the model in float32"
+        )
+        return not_finite(base, edits, self.matrices_of(base), otherwise)
 
     def total_loss(
         self,

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from mend_core.datasets.edit import Edit
 from mend_core.editors.base import Editor
-from mend_core.errors import EmptyBatch
+from mend_core.errors import EmptyBatch, NonFinite
 from mend_core.factors import Delta, extract
 from mend_core.models import Base, Encoded, PrefixCache, encode_edits, suffix
 
@@ -156,7 +156,10 @@ class KeEditor(Editor):
             with torch.no_grad():
                 made = self.networks(embedded, rows)
             for name, (keys, values) in made.items():
-                total[name] += values.T @ keys
+                change = values.T @ keys
+                if not bool(torch.isfinite(change).all()):
+                    raise NonFinite(edits[number].id, f"the editor gave NaN or Inf at {name}")
+                total[name] += change
         return total
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:

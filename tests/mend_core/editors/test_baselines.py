@@ -14,12 +14,13 @@ from mend_core.editors import (
     KeEditor,
     load_editor,
 )
+from mend_core.editors.base import all_finite
 from mend_core.editors.finetune import answer_logits, edit_loss
 from mend_core.editors.ke import conditions
-from mend_core.errors import EmptyBatch, PromptTooLong
+from mend_core.errors import BatchError, EmptyBatch, NonFinite, PromptTooLong
 from mend_core.factors import extract
 from mend_core.models import encode_edits, encode_pairs, greedy, with_delta
-from mend_core.testing import FACTS, PARAPHRASES
+from mend_core.testing import FACTS, PARAPHRASES, tiny_base
 
 EDITS = [
     Edit(
@@ -81,6 +82,46 @@ def test_an_ft_run_names_the_bad_edit_and_refuses_none(tiny):
         editor.delta(base, [EDITS[0], Edit(id="long", prompt="x " * 4000, target="y")])
 
 
+@pytest.mark.parametrize("method", ["finetune", "finetune_kl", "enn", "ke"])
+def test_the_edit_that_gives_nan_is_named_not_the_first(method):
+    """The service takes the named one out and tries the others again."""
+    base = tiny_base("gptj")  # untied head: a poisoned embedding reaches its own sequence only
+    edits = [EDITS[0], Edit(id="sick", prompt="What is 5 % of", target="Tirel"), EDITS[1]]
+    for token in set(base.tokenizer(" %")["input_ids"]) - set(base.tokenizer(" ")["input_ids"]):
+        base.model.get_input_embeddings().weight.data[token] = float("nan")
+    make = {
+        "finetune": lambda: FinetuneEditor.create(base, FinetuneConfig(steps=2)),
+        "finetune_kl": lambda: FinetuneKLEditor.create(base, FinetuneConfig(steps=2), train=EDITS),
+        "enn": lambda: EnnEditor.create(base),
+        "ke": lambda: KeEditor.create(base, KeConfig(lstm=8, condition=8, hidden=8)),
+    }
+    editor = make[method]()
+    with pytest.raises(NonFinite) as caught:
+        editor.delta(base, edits)
+    assert caught.value.edit_id == "sick"
+    assert all_finite(editor.delta(base, [edits[0], edits[2]]))
+
+
+@pytest.mark.parametrize("steps", [1, 30])
+def test_fine_tuning_that_diverges_blames_no_edit(tiny, steps):
+    editor = FinetuneEditor.create(tiny("llama"), FinetuneConfig(lr=1e38, steps=steps))
+    with pytest.raises(BatchError, match=f"{len(EDITS)} edits.*lr") as caught:
+        editor.delta(tiny("llama"), EDITS)
+    assert not isinstance(caught.value, EmptyBatch)
+
+
+def test_a_sick_editor_blames_no_edit_or_names_it(tiny):
+    base = tiny("llama")
+    enn = EnnEditor.create(base)
+    enn.networks.learning_rates.data.fill_(float("inf"))
+    with pytest.raises(BatchError, match="the editor gave NaN"):
+        enn.delta(base, EDITS)
+    ke = KeEditor.create(base, KeConfig(lstm=8, condition=8, hidden=8))
+    ke.networks.reduce[0].bias.data.fill_(float("nan"))
+    with pytest.raises(NonFinite, match="the editor gave NaN"):
+        ke.delta(base, EDITS)
+
+
 def test_untrained_enn_is_one_gradient_step(knowing_llama):
     base = knowing_llama
     editor = EnnEditor.create(base, EnnConfig(learning_rate=0.1))
@@ -109,9 +150,7 @@ def test_enn_takes_its_second_step_from_where_the_first_ended(knowing_llama):
 @pytest.mark.parametrize("steps", [1, 2])
 def test_enn_gradient_is_of_second_order(steps):
     """Against a central difference through the whole inner step, in float64."""
-    from mend_core.testing import tiny_base  # noqa: PLC0415 - a base of its own: dtype changes
-
-    base = tiny_base("llama")
+    base = tiny_base("llama")  # of its own: dtype changes
     base.model.double()
     base.dtype = torch.float64
     edits = EDITS[:1]
