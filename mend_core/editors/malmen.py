@@ -7,8 +7,14 @@ Per matrix, with raw rows u (key) and δ (gradient) at answer positions, (ũ, g�
 η and λ are learned per matrix. The network's layers clamp *before* scale and shift, so residuals
 may be negative, unlike MEND's.
 
-Training is decoupled (`RidgeSolve`): no graph is kept through the solve, and the hypernetwork is
-back-propagated in chunks of rows, so that memory does not grow with the number of edits.
+Training is decoupled (`ridge_pairs`): no graph is kept through the solve, in whichever of its two
+forms is the smaller; the hypernetwork is back-propagated in chunks of rows, and the model in parts
+of the batch (`mend_core.training.objective.descend`), so that their memory does not grow with the
+number of edits.
+
+Where the authors' code differs from this: it starts V at N(0, 1) (``init="released"``), keeps the
+normaliser running along with training, gives NaN for ever after an update of one row, and makes
+keys and gradients of different chunks where the chunk does not divide the batch.
 """
 
 from __future__ import annotations
@@ -232,8 +238,48 @@ class RidgeSolve(torch.autograd.Function):
         return None, inner.to(grads[0].dtype), shrink.to(log_ridge.dtype)
 
 
-def ridge_solve(keys: Tensor, values: Tensor, log_ridge: Tensor) -> Tensor:
-    """`RidgeSolve` as a typed function."""
-    solved = RidgeSolve.apply(keys, values, log_ridge)  # type: ignore[no-untyped-call] # torch's stub
-    assert isinstance(solved, Tensor)
-    return solved
+class RidgePrimal(torch.autograd.Function):
+    """S = (UᵀU + λI)⁻¹ UᵀV = ΔWᵀ and its decoupled gradients: `RidgeSolve` in key space.
+
+    With M = (UᵀU + λI)⁻¹ ∂L/∂S: ∂L/∂V = U M and ∂L/∂log λ = -λ ⟨M, S⟩.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, keys: Tensor, values: Tensor, log_ridge: Tensor) -> Tensor:
+        """Keys (n, d_in), values (n, d_out), log λ () → S (d_in, d_out), dtype of values."""
+        u = keys.double()
+        system = u.T @ u
+        system.diagonal().add_(log_ridge.detach().double().exp())
+        root = torch.linalg.cholesky(system)
+        solution = torch.cholesky_solve(u.T @ values.double(), root)
+        ctx.save_for_backward(u, root, solution, log_ridge)
+        return solution.to(values.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor]:
+        """See the class."""
+        u, root, solution, log_ridge = ctx.saved_tensors
+        inner = torch.cholesky_solve(grads[0].double(), root)
+        shrink = -log_ridge.double().exp() * (inner * solution).sum()
+        return None, (u @ inner).to(grads[0].dtype), shrink.to(log_ridge.dtype)
+
+
+def ridge_pairs(keys: Tensor, values: Tensor, log_ridge: Tensor) -> tuple[Tensor, Tensor]:
+    """The ridge fit of one batch as pairs, ΔW = Σ value keyᵀ, differentiable in values and log λ.
+
+    Args:
+        keys: (n, d_in).
+        values: (n, d_out).
+        log_ridge: Log λ, ().
+
+    Returns:
+        Keys and values of min(n, d_in) pairs: solved in row space while there are fewer rows than
+        dimensions, else in key space, whose pairs are the rows of ΔWᵀ.
+    """
+    if len(keys) <= keys.shape[1]:
+        solved = RidgeSolve.apply(keys, values, log_ridge)  # type: ignore[no-untyped-call] # torch's stub
+        assert isinstance(solved, Tensor)
+        return keys, solved
+    solution = RidgePrimal.apply(keys, values, log_ridge)  # type: ignore[no-untyped-call] # torch's stub
+    assert isinstance(solution, Tensor)
+    return torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device), solution

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mend_core.editors.base import FactorEditor
-from mend_core.editors.malmen import MalmenEditor, MalmenNetworks, ridge_solve
+from mend_core.editors.malmen import MalmenEditor, MalmenNetworks, ridge_pairs
 from mend_core.editors.mend import MendEditor, MendNetworks
 from mend_core.factors import FactorRows, Grid, Rows
 from mend_core.models import Base
@@ -61,8 +61,7 @@ class RowTrainable(Trainable):
             u, delta, sizes = stacked(groups, name)
             if self.running and torch.is_grad_enabled():
                 self.networks.update(name, u, delta)
-            keys, values = self.pair(name, u, delta, sizes)
-            made[name] = (padded(keys, sizes), padded(values, sizes))
+            made[name] = self.pair(name, u, delta, sizes)
         return Pairs(made)
 
     def editor(self, samples: Sequence[Example]) -> FactorEditor:
@@ -75,7 +74,7 @@ class RowTrainable(Trainable):
     def pair(
         self, name: str, u: Tensor, delta: Tensor, sizes: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """Keys and values of one matrix, row for row.
+        """Keys (groups, rows, d_in) and values (groups, rows, d_out) of one matrix' changes.
 
         Args:
             name: The matrix.
@@ -99,11 +98,11 @@ class MendTrainable(RowTrainable):
         name: str,
         u: Tensor,
         delta: Tensor,
-        sizes: Sequence[int],  # noqa: ARG002 - a sum: no row knows its group
+        sizes: Sequence[int],
     ) -> tuple[Tensor, Tensor]:
         """See `RowTrainable.pair`."""
         keys, values = self.networks(name, u, delta)
-        return keys, values
+        return padded(keys, sizes), padded(values, sizes)
 
     def uncalibrated(self) -> MendEditor:
         """See `RowTrainable.uncalibrated`."""
@@ -130,13 +129,15 @@ class MalmenTrainable(RowTrainable):
             ]
         )
         log_ridge = self.networks.log_ridge_of(name)
-        solved = [
-            ridge_solve(k, v, log_ridge)
+        pairs = [
+            ridge_pairs(k, v, log_ridge)
             for k, v in zip(
                 torch.split(u, list(sizes)), torch.split(values, list(sizes)), strict=True
             )
         ]
-        return u, torch.cat(solved)
+        rows = [len(keys) for keys, _ in pairs]
+        keys, solved = (torch.cat([pair[side] for pair in pairs]) for side in (0, 1))
+        return padded(keys, rows), padded(solved, rows)
 
     def _values(self, name: str, u: Tensor, delta: Tensor) -> Tensor:
         def run(keys: Tensor, gradients: Tensor) -> Tensor:

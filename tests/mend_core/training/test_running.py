@@ -314,3 +314,23 @@ def test_parts_are_no_larger_than_asked(tiny, tmp_path):
         parts = list(in_parts(change, items, groups, at_once))
         assert [i for _, mine in parts for i in mine] == items
         assert max(len(mine) for _, mine in parts) <= 3 * at_once
+
+
+def test_a_ridge_batch_of_more_rows_than_dimensions_is_what_the_editor_does(tiny, tmp_path):
+    """Training solves it in key space; the editor composes it as it composes any set."""
+    base = tiny("gpt2")  # keys of 32 dimensions
+    own = {"rank": 4, "learning_rate": 1e-2, "tokens": "all"}
+    trainer = trainer_of(
+        base, tmp_path, method="malmen", matrices=["mlp.c_fc@-1"], editor=own, steps=2
+    )
+    editor = trainer.run()
+    examples = [trainer.train.get(i) for i in range(20)]
+    name = editor.matrices[0]
+    assert sum(len(e.rows[name][0]) for e in examples) > editor.shapes[name][1]
+    with torch.no_grad():
+        keys, values = trainer.trainable.change([examples, examples[:1]]).pairs[name]
+    assert keys.shape[1] == editor.shapes[name][1]
+    for group, mine in enumerate((examples, examples[:1])):
+        change = values[group].T @ keys[group]
+        served = editor.delta(base, [e.edit for e in mine])[name].float()
+        assert (change - served).norm() < 0.01 * served.norm()
