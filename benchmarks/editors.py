@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,8 @@ from mend_core.errors import DataError, MendError
 from mend_core.factors import materialise
 from mend_core.models import Base, load_base
 from mend_core.probes import ProbeItem, ProbeKind, build_suite, summarise
+from mend_core.probes.asking import unaskable
+from mend_core.probes.results import harmonic_mean
 from mend_core.probes.scoring import Scorer
 
 UNTRAINED = ("ultra", "finetune", "finetune_kl")
@@ -58,7 +63,10 @@ class Line:
         forced: ES, GS, LS and their harmonic mean, teacher-forced, share of tokens.
         exact: The same for whole answers, teacher-forced.
         free: The same for free-running answers.
+        portability: What follows from the edits: shares teacher-forced by tokens, by whole answers,
+            and free-running; None where the data ask nothing of the sort.
         perplexity_ratio: Edited over base on the texts; None without `--texts`.
+        kl: KL(base ‖ edited) on the texts, nats per token.
         seconds_per_edit: Making the weight change, wall time.
         peak_mb: Memory above what the loaded base takes, while making it.
         editor_mb: Size of the editor's tensors.
@@ -71,7 +79,9 @@ class Line:
     forced: tuple[float | None, ...] = ()
     exact: tuple[float | None, ...] = ()
     free: tuple[float | None, ...] = ()
+    portability: tuple[float | None, ...] = ()
     perplexity_ratio: float | None = None
+    kl: float | None = None
     seconds_per_edit: float | None = None
     peak_mb: float | None = None
     editor_mb: float | None = None
@@ -89,15 +99,31 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--methods", default="all", help="all, or names: ultra,finetune,mend,…")
     p.add_argument("--editors", nargs="*", default=[], type=Path, help="more editor files")
     p.add_argument("--matrices", nargs="+", help="matrices of the untrained methods")
-    p.add_argument("--probed", type=int, default=100, help="edits scored per batch, at most")
-    p.add_argument("--batches", type=int, default=20, help="independent batches, at most")
-    p.add_argument("--lr", type=float, default=1e-4, help="step size of FT and FT+KL")
-    p.add_argument("--steps", type=int, default=100, help="steps of FT and FT+KL")
+    p.add_argument("--probed", type=_count, default=100, help="edits scored per batch, at most")
+    p.add_argument("--batches", type=_count, default=20, help="independent batches, at most")
+    p.add_argument("--lr", type=_positive, default=1e-4, help="step size of FT and FT+KL")
+    p.add_argument("--steps", type=_count, default=100, help="steps of FT and FT+KL")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--device", default="cpu")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     p.add_argument("--plot", type=Path, help="write a plot of HM against edits (.png, .svg)")
     return p
+
+
+def _count(text: str) -> int:
+    """A whole number from 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+def _positive(text: str) -> float:
+    """A number above 0."""
+    number = float(text)
+    if not (math.isfinite(number) and number > 0):
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
+    return number
 
 
 def main(argv: Sequence[str]) -> int:
@@ -113,14 +139,17 @@ def main(argv: Sequence[str]) -> int:
 def _run(args: argparse.Namespace) -> int:
     console = Console(stderr=True)
     sizes = _sizes(args.sizes)
-    edits = _read(args.data)
+    if args.plot:
+        _check_plot(args.plot)
+    edits = _read(args.data, console)
     if max(sizes) > len(edits):
         raise DataError(
             str(args.data), None, None, f"holds {len(edits)} edits, fewer than {max(sizes)}"
         )
-    train = _read(args.train) if args.train else []
+    train = _read(args.train, console) if args.train else []
     texts = _texts(args.texts)
     base = load_base(args.model, device=args.device)
+    edits = _usable(base, edits, max(sizes), args, console)
     editors = _editors(args, base, train)
     lines = []
     for size in sizes:
@@ -146,7 +175,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(report))
     else:
-        Console(width=150).print(_table(lines))
+        Console(width=170).print(_table(lines))
     return 0
 
 
@@ -160,9 +189,58 @@ def _sizes(text: str) -> list[int]:
     return sizes
 
 
-def _read(path: Path) -> list[Edit]:
+def _read(path: Path, console: Console) -> list[Edit]:
+    """The edits of a file; records that are none are told and passed over."""
     skipped: list[DataError] = []
-    return list(read_edits(path, on_error=skipped.append))
+    edits = list(read_edits(path, on_error=skipped.append))
+    for error in skipped[:3]:
+        console.print(f"skipped: {error}", markup=False, highlight=False)
+    if len(skipped) > 3:  # noqa: PLR2004 - those just told
+        console.print(f"skipped: {len(skipped) - 3} more of {path}", markup=False)
+    return edits
+
+
+def _usable(
+    base: Base, edits: Sequence[Edit], least: int, args: argparse.Namespace, console: Console
+) -> list[Edit]:
+    """The edits this model can be asked; one that is too long shall not fail its whole batch.
+
+    Raises:
+        DataError: Fewer are left than the largest size.
+    """
+    drawn = {e.id: e for size in _sizes(args.sizes) for b in _batches(edits, size, args) for e in b}
+    bad = unaskable(base, list(drawn.values()))
+    for number, reason in list(bad.items())[:3]:
+        console.print(f"left out: edit {number}: {reason}", markup=False, highlight=False)
+    if not bad:
+        return list(edits)
+    left = [e for e in edits if e.id not in bad]
+    if len(left) < least:
+        raise DataError(
+            str(args.data), None, None, f"holds {len(left)} usable edits, fewer than {least}"
+        )
+    return _usable(base, left, least, args, console)
+
+
+def _check_plot(path: Path) -> None:
+    """Refuse, before hours of measuring, a place or form no plot can be written in.
+
+    Raises:
+        ValueError: An ending matplotlib does not know, or a folder that cannot be written to.
+    """
+    import matplotlib as mpl  # noqa: PLC0415 - slow, and only for --plot
+
+    mpl.use("agg")
+    from matplotlib.backend_bases import FigureCanvasBase  # noqa: PLC0415
+
+    if path.suffix.lstrip(".").lower() not in FigureCanvasBase.get_supported_filetypes():
+        raise ValueError(f"--plot {path}: name a file that ends in .png, .svg or .pdf")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"--plot {path}: cannot be written ({error.strerror})") from error
 
 
 def _texts(path: Path | None) -> list[ProbeItem]:
@@ -255,9 +333,11 @@ class Batch:
 
 def _measure(base: Base, name: str, editor: Editor, batches: Sequence[Batch]) -> Line:
     scores: list[dict[str, tuple[float | None, ...]]] = []
+    ported: list[tuple[float | None, ...]] = []
     seconds: list[float] = []
     peak = 0.0
     ratio: float | None = None
+    kl: float | None = None
     size = len(batches[0].edits)
     for batch in batches:
         before = _start_peak(base)
@@ -271,6 +351,9 @@ def _measure(base: Base, name: str, editor: Editor, batches: Sequence[Batch]) ->
         results = batch.scorer.score(materialise(base, delta), complete=False)
         made = summarise(results, batch.scorer.reference())
         ratio = made.perplexity_ratio if ratio is None else ratio
+        kl = made.kl if kl is None else kl
+        families = (made.forced_token, made.forced_exact, made.free)
+        ported.append(tuple(f.portability for f in families))
         scores.append(
             {
                 kind: (f.edit_success, f.generality, f.locality, f.harmonic_mean)
@@ -288,7 +371,9 @@ def _measure(base: Base, name: str, editor: Editor, batches: Sequence[Batch]) ->
         forced=_mean(s["forced"] for s in scores),
         exact=_mean(s["exact"] for s in scores),
         free=_mean(s["free"] for s in scores),
+        portability=_columns(ported),
         perplexity_ratio=ratio,
+        kl=kl,
         seconds_per_edit=sum(seconds) / len(seconds),
         peak_mb=peak,
         editor_mb=editor.parameters_bytes / 1e6,
@@ -305,16 +390,17 @@ def _said(line: Line) -> str:
 
 def _mean(scores: Iterable[tuple[float | None, ...]]) -> tuple[float | None, ...]:
     """ES, GS and LS averaged over batches; HM of the averages."""
-    rows = list(scores)
-    means: list[float | None] = []
-    for column in range(3):
-        values = [v for row in rows if (v := row[column]) is not None]
-        means.append(sum(values) / len(values) if values else None)
-    known = [m for m in means if m is not None]
-    if not known:
-        return (*means, None)
-    harmonic = 0.0 if min(known) <= 0 else len(known) / sum(1 / m for m in known)
-    return (*means, harmonic)
+    means = _columns([row[:3] for row in scores])
+    return (*means, harmonic_mean(*means))
+
+
+def _columns(rows: Sequence[tuple[float | None, ...]]) -> tuple[float | None, ...]:
+    """Mean of each column over the rows that have it."""
+    found = []
+    for column in zip(*rows, strict=True):
+        values = [v for v in column if v is not None]
+        found.append(sum(values) / len(values) if values else None)
+    return tuple(found)
 
 
 def _start_peak(base: Base) -> float:
@@ -323,7 +409,7 @@ def _start_peak(base: Base) -> float:
         torch.cuda.reset_peak_memory_stats(base.device)
         return float(torch.cuda.memory_allocated(base.device))
     reset = Path("/proc/self/clear_refs")
-    if reset.exists():
+    with suppress(OSError):  # not everywhere may a process reset its own
         reset.write_text("5", encoding="ascii")
     return _status("VmRSS")
 
@@ -348,7 +434,9 @@ def _table(lines: Sequence[Line]) -> Table:
     table = Table(title="Editors: teacher-forced tokens | whole answers | free-running")
     for head in ("method", "edits", "batches", "ES", "GS", "LS", "HM", "exact ES/GS/LS"):
         table.add_column(head)
-    for head in ("free ES/GS/LS", "free HM", "ppl ratio", "s/edit", "peak MB", "editor MB"):
+    for head in ("free ES/GS/LS", "free HM", "portability", "ppl ratio", "KL", "s/edit"):
+        table.add_column(head, justify="right")
+    for head in ("peak MB", "editor MB"):
         table.add_column(head, justify="right")
     for line in lines:
         if line.failed is not None:
@@ -362,7 +450,9 @@ def _table(lines: Sequence[Line]) -> Table:
             "/".join(_show(v) for v in line.exact[:3]),
             "/".join(_show(v) for v in line.free[:3]),
             _show(line.free[3]),
+            "/".join(_show(v) for v in line.portability),
             _show(line.perplexity_ratio, 3),
+            _show(line.kl, 3),
             _show(line.seconds_per_edit, 3),
             _show(line.peak_mb, 0),
             _show(line.editor_mb, 1),
@@ -376,10 +466,7 @@ def _show(value: float | None, digits: int = 2) -> str:
 
 def _plot(path: Path, lines: Sequence[Line]) -> None:
     """Harmonic mean against number of edits, forced and free side by side."""
-    import matplotlib as mpl  # noqa: PLC0415 - slow, and only for --plot
-
-    mpl.use("agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
+    from matplotlib import pyplot as plt  # noqa: PLC0415 - slow, and only for --plot
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
     parts: tuple[tuple[Any, str], ...] = ((axes[0], "forced"), (axes[1], "free"))
@@ -396,6 +483,5 @@ def _plot(path: Path, lines: Sequence[Line]) -> None:
     axes[0].set_ylim(0, 1)
     axes[1].legend()
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -24,6 +24,7 @@ def files(tmp_path, base, monkeypatch):
         for i, (prompt, _) in enumerate(FACTS):
             record = {"id": str(i), "prompt": prompt, "target": FACTS[(i + 1) % 8][1]}
             record |= {"paraphrases": [prompt + " now"], "locality": [f"{prompt} not"]}
+            record |= {"portability": [{"prompt": f"{prompt} now and", "answer": FACTS[i][1]}]}
             file.write(json.dumps(record) + "\n")
     texts = tmp_path / "texts.txt"
     texts.write_text(" ".join(p for p, _ in FACTS))
@@ -51,6 +52,9 @@ def test_every_method_in_one_table_and_the_same_for_a_seed(files, capsys):
         assert line["failed"] is None
         assert len(line["forced"]) == len(line["exact"]) == len(line["free"]) == 4
         assert line["perplexity_ratio"] > 0
+        assert line["kl"] >= 0
+        assert len(line["portability"]) == 3
+        assert all(0 <= share <= 1 for share in line["portability"])
         assert line["seconds_per_edit"] > 0
     assert (files / "plot.png").stat().st_size > 1000
     _, second = run(files, capsys, *more, "--methods", "mend")
@@ -64,7 +68,8 @@ def test_the_table_is_for_people(files, capsys):
     code, shown = run(files, capsys, "--methods", "mend")
     assert code == 0
     assert "mend" in shown.out
-    assert "ppl ratio" in shown.out
+    for head in ("ppl", "KL", "portabi"):
+        assert head in shown.out
 
 
 @pytest.mark.parametrize(
@@ -76,12 +81,51 @@ def test_the_table_is_for_people(files, capsys):
         (["--methods", "magic"], "no editor for magic"),
         (["--texts", "none.txt"], "cannot be read"),
         (["--editors", "none.safetensors"], "no editor file"),
+        (["--plot", "plot.none"], "ends in .png"),
+        (["--plot", "/proc/none/plot.png"], "cannot be written"),
+        (["--probed", "0"], "less than 1"),
+        (["--steps", "0"], "less than 1"),
+        (["--lr", "nan"], "no number above 0"),
     ],
 )
 def test_mistakes_are_told_in_a_line(files, capsys, more, words):
-    code, shown = run(files, capsys, *more)
+    try:
+        code, shown = run(files, capsys, *more)
+    except SystemExit as left:  # argparse's own
+        code, shown = left.code, capsys.readouterr()
     assert code == 2
     assert words in shown.err
+
+
+def test_bad_records_and_edits_are_told_and_do_not_fail_a_table(files, capsys):
+    with (files / "facts.jsonl").open("a") as file:
+        file.write(json.dumps({"id": "none", "prompt": "What"}) + "\n")
+        file.write(json.dumps({"id": "long", "prompt": "x " * 4000, "target": "y"}) + "\n")
+    code, shown = run(
+        files, capsys, "--methods", "mend", "--json", "--sizes", "16", "--probed", "9"
+    )
+    assert code == 0, shown.err
+    assert "skipped: " in shown.err
+    assert "left out: edit long" in shown.err
+    assert json.loads(shown.out)["lines"][0]["failed"] is None
+    code, shown = run(files, capsys, "--methods", "mend", "--sizes", "17")
+    assert code == 2
+    assert "16 usable edits, fewer than 17" in shown.err
+
+
+def test_a_mean_of_scores_not_all_measured_is_none(files, capsys):
+    """As in the gate: a harmonic mean without locality would flatter."""
+    data = files / "bare.jsonl"
+    data.write_text(
+        "".join(
+            json.dumps({"id": str(i), "prompt": p, "target": a}) + "\n"
+            for i, (p, a) in enumerate(FACTS)
+        )
+    )
+    code, shown = run(files, capsys, "--data", str(data), "--methods", "mend", "--json")
+    assert code == 0
+    line = json.loads(shown.out)["lines"][0]
+    assert line["forced"][1:] == [None, None, None]
 
 
 def test_peers_are_compared_by_their_files(files, base, capsys):
