@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -28,10 +29,18 @@ KINDS: tuple[str, ...] = ("auto", "counterfact", "zsre", "easyedit", "jsonl", "c
 
 
 class Record:
-    """A raw object with its place, whose fields are read with type checks."""
+    """A raw object with its place, whose fields are read with type checks.
 
-    def __init__(self, path: str, line: int, fields: Any) -> None:
-        self.path, self.line = path, line
+    Attributes:
+        path: The file.
+        line: Where it starts, from 1.
+        nth: Which of the records that start on this line it is, from 1: an array may be written on
+            a single line.
+        fields: Name to value.
+    """
+
+    def __init__(self, path: str, line: int, fields: Any, nth: int = 1) -> None:
+        self.path, self.line, self.nth = path, line, nth
         if not isinstance(fields, Mapping):
             raise DataError(
                 path, line, None, f"expected an object with fields, found {_type(fields)}"
@@ -157,8 +166,10 @@ def _records(path: Path, kind: str) -> Iterator[Record]:
                     raise DataError(name, line, None, f"not JSON: {error}") from error
                 yield Record(name, line, fields)
         return
+    nth: Counter[int] = Counter()
     for line, fields in json_items(path):
-        yield Record(name, line, fields)
+        nth[line] += 1
+        yield Record(name, line, fields, nth[line])
 
 
 def _csv_records(path: Path) -> Iterator[Record]:
@@ -203,7 +214,8 @@ def _id(record: Record, *names: str) -> str:
         value = record.fields.get(name)
         if isinstance(value, (str, int)) and not isinstance(value, bool) and value != "":
             return str(value)
-    return f"{Path(record.path).stem}:{record.line}"
+    place = f"{Path(record.path).stem}:{record.line}"
+    return place if record.nth == 1 else f"{place}.{record.nth}"
 
 
 def _counterfact(record: Record) -> Edit:

@@ -278,7 +278,13 @@ def split(edits: Sequence[Edit], validation: int, seed: int) -> tuple[list[Edit]
             break
         held += by_key[key]
         taken.add(key)
-    return [e for e in edits if _key(e) not in taken], held[:wanted]
+    left = [e for e in edits if _key(e) not in taken]
+    if not left:
+        raise TrainingError(
+            f"all {len(edits)} edits are about one subject, so none can be held back to validate "
+            "on; add edits about others"
+        )
+    return left, held[:wanted]
 
 
 def _key(edit: Edit) -> str:

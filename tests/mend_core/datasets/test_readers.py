@@ -229,3 +229,15 @@ def test_fever(tmp_path):
     ]
     with pytest.raises(DataError, match="claim"):
         list(read_fever(write(tmp_path / "g.jsonl", '{"label": "SUPPORTS"}')))
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_array_on_one_line_gives_all_its_edits(tmp_path, indent):
+    """`json.dump` writes one line; zsRE and EasyEdit records carry no id."""
+    records = [{"src": f"Question {i}?", "alt": f"Answer {i}"} for i in range(5)]
+    path = tmp_path / "zsre.json"
+    path.write_text(json.dumps(records, indent=indent))
+    edits = list(read_edits(path))
+    assert [e.target for e in edits] == [f"Answer {i}" for i in range(5)]
+    lines = ["1", "1.2", "1.3", "1.4", "1.5"] if indent is None else ["2", "6", "10", "14", "18"]
+    assert [e.id for e in edits] == [f"zsre:{line}" for line in lines]

@@ -219,6 +219,8 @@ def test_no_subject_is_on_both_sides():
     assert not {e.subject for e in train} & {e.subject for e in validation}
     with pytest.raises(TrainingError, match="too few"):
         split(EDITS[:3], 8, 0)
+    with pytest.raises(TrainingError, match="about one subject"):
+        split([Edit(str(i), f"q{i}", "a", subject="x") for i in range(9)], 8, 0)
 
 
 SCRIPT = """
