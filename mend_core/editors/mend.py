@@ -259,7 +259,10 @@ class MendEditor(FactorEditor):
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """See `Editor.state`."""
         tensors = {f"networks.{k}": v for k, v in self.networks.state_dict().items()}
-        return {"mend": asdict(self.networks.config)}, tensors | self.grid.tensors()
+        settings = asdict(self.networks.config)
+        if settings["film"]:  # left out where true, so that editors from before it keep their names
+            del settings["film"]
+        return {"mend": settings}, tensors | self.grid.tensors()
 
     @classmethod
     def from_state(

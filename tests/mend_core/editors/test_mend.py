@@ -1,5 +1,6 @@
 """MEND against a derivation of its own: plain formulas, one row at a time."""
 
+import json
 import math
 
 import pytest
@@ -9,6 +10,7 @@ from mend_core.datasets import Edit
 from mend_core.editors import MendConfig, MendEditor, load_editor
 from mend_core.editors.mend import MendNetworks
 from mend_core.editors.normaliser import Normaliser
+from mend_core.editors.shipped import shipped_editor, shipped_editors
 from mend_core.errors import EditorCorrupt, EditorMismatch, EditorNotFound, EmptyBatch
 from mend_core.factors import FactorRows
 from mend_core.testing import FACTS
@@ -109,6 +111,20 @@ def test_the_released_ablations_are_what_its_code_does():
         x = (x @ layer.v.T @ layer.u.T).clamp(min=0)  # nothing is added back
     keys, values = networks("a", u, delta)
     assert torch.allclose(torch.cat((keys, values), dim=1), x)
+
+
+def test_a_new_setting_does_not_rename_the_editors_from_before_it(tiny):
+    """Versions are named after their editor's digest."""
+    header, _ = MendEditor.create(tiny("gpt2"), MendConfig(rank=4)).state()
+    assert set(header["mend"]) == {
+        *("rank", "layers", "norm", "init", "sides", "shared", "learning_rate", "sign"),
+        *("bias_everywhere", "tokens"),
+    }
+    for name in shipped_editors():
+        path = shipped_editor(name)
+        assert (
+            load_editor(path).digest == json.loads(path.with_suffix(".json").read_text())["editor"]
+        )
 
 
 def test_networks_apart_do_not_mix_the_sides():
