@@ -64,6 +64,27 @@ def test_every_method_in_one_table_and_the_same_for_a_seed(files, capsys):
         assert [a[k] for k in same] == [b[k] for k in same]
 
 
+def test_lines_of_an_earlier_run_stand_in_the_same_table(files, capsys):
+    options = ["--texts", str(files / "texts.txt"), "--json"]
+    _, first = run(files, capsys, *options, "--methods", "mend")
+    report = files / "mend.json"
+    report.write_text(first.out)
+    code, both = run(files, capsys, *options, "--methods", "ultra", "--beside", str(report))
+    assert code == 0
+    lines = json.loads(both.out)["lines"]
+    assert [x["method"] for x in lines] == ["mend", "ultra", "mend", "ultra"]
+    assert [x for x in lines if x["method"] == "mend"] == json.loads(first.out)["lines"]
+    code, refused = run(
+        files, capsys, *options, "--methods", "ultra", "--seed", "1", "--beside", str(report)
+    )
+    assert code == editors.USER_ERROR
+    assert "its seed is 0, not 1" in refused.err
+    report.write_text("[]")
+    code, refused = run(files, capsys, *options, "--methods", "ultra", "--beside", str(report))
+    assert code == editors.USER_ERROR
+    assert "cannot be read as a report" in refused.err
+
+
 def test_the_table_is_for_people(files, capsys):
     code, shown = run(files, capsys, "--methods", "mend")
     assert code == 0
