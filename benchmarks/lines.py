@@ -68,10 +68,7 @@ def earlier(path: Path, setting: Mapping[str, Any]) -> list[Line]:
     """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        lines = [
-            Line(**{k: tuple(v) if isinstance(v, list) else v for k, v in line.items()})
-            for line in report["lines"]
-        ]
+        lines = [_line(fields) for fields in report["lines"]]
         found = report["setting"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
@@ -84,6 +81,14 @@ def earlier(path: Path, setting: Mapping[str, Any]) -> list[Line]:
                 "only lines of one setting can be compared"
             )
     return lines
+
+
+def _line(fields: Mapping[str, Any]) -> Line:
+    """A line as JSON wrote it, whose tuples came back as lists."""
+    whole: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
+    return Line(**whole)
 
 
 def check_plot(path: Path) -> None:

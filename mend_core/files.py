@@ -10,6 +10,7 @@ import errno
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -32,6 +33,24 @@ def full_disk(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+def check_writable(file: Path) -> None:
+    """Refuse, before long work, a place where its file could not be written; makes its folder.
+
+    Raises:
+        StoreError: A folder, or not writable.
+    """
+    if file.is_dir():
+        raise StoreError(f"{file} is a folder; name a file in it, as {file}/my.safetensors")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise StoreError(
+            f"{file.parent} cannot be written to ({error.strerror}); choose a folder that can"
+        ) from error
 
 
 def store_error(path: Path, error: OSError) -> StoreError:

@@ -18,6 +18,7 @@ from mend_core.editors.subject import SubjectEditor
 from mend_core.editors.ultra import UltraEditor
 from mend_core.editors.wordings import Wordings
 from mend_core.errors import DataError, MendError
+from mend_core.files import check_writable
 from mend_core.models import load_base
 
 
@@ -46,15 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     started = time.monotonic()
     try:
+        check_writable(given.out)
         base = load_base(given.model)
         matrices = given.matrices or None
         editor: SubjectEditor | UltraEditor
         if given.kind == "subject":
             texts = _protected(given.protect, given.protect_edits, given.seed)
-            if given.sampled:
-                texts.append(sampled_texts(base, given.sampled, seed=given.seed))
+            said = sampled_texts(base, given.sampled, seed=given.seed) if given.sampled else ()
             wordings = Wordings.learn(_edits(given.wordings)) if given.wordings else None
-            editor = SubjectEditor.create(base, matrices=matrices, texts=texts, wordings=wordings)
+            editor = SubjectEditor.create(
+                base, matrices=matrices, texts=texts, wordings=wordings, said=said
+            )
         else:
             editor = UltraEditor.create(base, matrices=matrices)
         digest = editor.save(given.out)

@@ -4,7 +4,8 @@ Where the hypernetworks read one gradient, this editor takes several steps: per 
 vectors added to the edited matrices' outputs at the subject's last token that make the base answer
 the target, in turn for the prompt and for other wordings of it (`wordings`), or behind neutral
 texts where no wording is known. An edit whose loss is small
-enough in all of them is left as it is: a longer vector would only leak further. The key is the
+enough in all of them is left as it is: a longer vector would only leak further. Of vectors that
+answer, those are preferred that ordinary text would mind least (`sensitivity`). The key is the
 matrix' input at that token *with the vectors of the blocks below in place*, as far as a fit puts
 them there (`SubjectConfig.delivered`), since that is what the edited model will see.
 Keys and values are rows like any other: stored, summed and removed, composed by ridge least squares
@@ -19,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -29,6 +31,7 @@ from mend_core.editors.calibration import calibration_edits, ordinary_texts
 from mend_core.editors.principal import PrincipalKeys
 from mend_core.editors.ridge import RidgeEditor, mean_gram, prompt_keys
 from mend_core.editors.salient import leverage, salient_name
+from mend_core.editors.sensitivity import output_fisher
 from mend_core.editors.values import Search, find_values, keys_with
 from mend_core.editors.wordings import Wordings
 from mend_core.errors import EditError, EditorMismatch, EmptyBatch, NonFinite
@@ -54,7 +57,8 @@ class SubjectConfig:
         lr: Adam's rate at the first step, as a share of the root mean square of the matrix' output.
         lr_end: The same at the last step; it falls in a straight line.
         enough: NLL per token, in nats, below which (under every prefix) an edit is done.
-        decay: Weight of the values' squared length, in units of the output's mean square.
+        decay: Weight of the values' squared length, in units of the output's mean square, as
+            ordinary text feels it: under the Fisher information where the editor has it.
         share: Part of its value an edit gets in another wording or behind a prefix, where its key
             would match only partly.
         delivered: Part of the values below that stands when an edit's keys are read. A fit with
@@ -78,13 +82,13 @@ class SubjectConfig:
     lr: float = 0.45
     lr_end: float = 0.2
     enough: float = 0.05
-    decay: float = 0.4
+    decay: float = 0.6
     share: float = 0.6
     delivered: float = 0.6
     strength: float = 1.0
     ridge: float = 0.01
     protect: float = 450.0
-    growth: float = 0.0053
+    growth: float = 0.003
     protect_keys: int = 256
 
 
@@ -104,6 +108,7 @@ class SubjectEditor(RidgeEditor):
         protected: Mapping[str, PrincipalKeys],
         grid: Grid,
         wordings: Wordings | None = None,
+        sensitivity: Mapping[str, PrincipalKeys] | None = None,
     ) -> None:
         grams = {name: keys.gram() for name, keys in protected.items()}
         composition = Composition("ridge", dict(ridge), grams, config.strength, config.growth)
@@ -112,6 +117,7 @@ class SubjectEditor(RidgeEditor):
         self.scale = dict(scale)
         self.protected = dict(protected)
         self.wordings = wordings or Wordings({})
+        self.sensitivity = dict(sensitivity or {})
         self._written: dict[str, Any] = {}
 
     @classmethod
@@ -124,6 +130,7 @@ class SubjectEditor(RidgeEditor):
         texts: Sequence[Sequence[str]] = (),
         edits: Sequence[Edit] | None = None,
         wordings: Wordings | None = None,
+        said: Sequence[str] = (),
     ) -> SubjectEditor:
         """Make an editor; there is nothing to train.
 
@@ -136,6 +143,8 @@ class SubjectEditor(RidgeEditor):
                 as much as sentences of our own, which the base carries on (`ordinary_texts`).
             edits: Typical edits for the grid; None for a built-in list.
             wordings: How else statements are put (`Wordings.learn`); None knows none.
+            said: Text drawn from the base (`sampled_texts`), protected as one more kind. What it
+                minds decides between values (`sensitivity`); without it, their length does.
 
         Raises:
             EditorMismatch: The base is not causal.
@@ -151,7 +160,7 @@ class SubjectEditor(RidgeEditor):
             raise EmptyBatch("there is no edit to calibrate on")
         found = base.matrices(matrices) if matrices else _early(base)
         shapes = {m.name: (m.d_out, m.d_in) for m in found}
-        kinds = [ordinary_texts(base), *texts]
+        kinds = [ordinary_texts(base), *texts, *([said] if said else [])]
         grams = [mean_gram(base, kind, found) for kind in kinds]
         gram = {m.name: torch.stack([g[m.name] for g in grams]).mean(0) for m in found}
         weights = {m.name: m.weight.double().cpu() for m in found}
@@ -175,6 +184,7 @@ class SubjectEditor(RidgeEditor):
             protected=protected,
             grid=Grid({}),
             wordings=wordings,
+            sensitivity=_sensitivity(base, said, found) if said else None,
         )
         made = editor.factor(base, typical[:CHUNK])
         good = [f for f in made if isinstance(f, FactorRows)]
@@ -265,7 +275,8 @@ class SubjectEditor(RidgeEditor):
             contexts.append(Tail.of(base, encoded, places, prefix))
         c = self.config
         search = Search(c.steps, c.lr, c.lr_end, c.enough, c.decay, c.share)
-        values = find_values(contexts, matrices, self.scale, search)
+        metric = {n: whole.to(base.device) for n, whole in self._metric.items()}
+        values = find_values(contexts, matrices, self.scale, search, metric)
         keys = keys_with(contexts[0], matrices, {n: v * c.delivered for n, v in values.items()})
         return [self._rows(edit.id, i, keys, values) for i, edit in enumerate(variants[0])]
 
@@ -284,6 +295,12 @@ class SubjectEditor(RidgeEditor):
             rows[name] = Rows(u, v)
         return FactorRows(edit_id, rows)
 
+    @cached_property
+    def _metric(self) -> dict[str, Tensor]:
+        """Full parameter name → (d_out, d_out) float32, of mean eigenvalue 1."""
+        grams = {name: keys.gram() for name, keys in self.sensitivity.items()}
+        return {name: (g * (len(g) / g.trace())).float() for name, g in grams.items()}
+
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """See `Editor.state`. What came from a file goes back as it was written there."""
         header = {
@@ -293,8 +310,11 @@ class SubjectEditor(RidgeEditor):
             "protected": {n: [k.exponent, k.rest] for n, k in self.protected.items()},
             "wordings": self.wordings.to_dict(),
         }
+        if self.sensitivity:
+            header["sensitivity"] = {n: k.exponent for n, k in self.sensitivity.items()}
         keys = {f"protected.{n}": k.grid for n, k in self.protected.items()}
-        return self._written or header, self.grid.tensors() | keys
+        minds = {f"sensitivity.{n}": k.grid for n, k in self.sensitivity.items()}
+        return self._written or header, self.grid.tensors() | keys | minds
 
     @classmethod
     def from_state(
@@ -314,7 +334,12 @@ class SubjectEditor(RidgeEditor):
             str(n): PrincipalKeys(tensors[f"protected.{n}"], int(exponent), float(rest))
             for n, (exponent, rest) in header["protected"].items()
         }
-        rest = {n: t for n, t in tensors.items() if not n.startswith("protected.")}
+        sensitivity = {
+            str(n): PrincipalKeys(tensors[f"sensitivity.{n}"], int(exponent), 0.0)
+            for n, exponent in header.get("sensitivity", {}).items()
+        }
+        ours = ("protected.", "sensitivity.")
+        rest = {n: t for n, t in tensors.items() if not n.startswith(ours)}
         editor = cls(
             base_digest,
             shapes,
@@ -324,9 +349,18 @@ class SubjectEditor(RidgeEditor):
             protected=protected,
             grid=Grid.from_tensors(rest),
             wordings=Wordings(header.get("wordings", {})),
+            sensitivity=sensitivity,
         )
         editor._written = header  # settings added since then must not change its digest
         return editor
+
+
+def _sensitivity(
+    base: Base, said: Sequence[str], matrices: Sequence[Matrix]
+) -> dict[str, PrincipalKeys]:
+    """Fisher information of each matrix' output, whole, as integers that a file can hold."""
+    found = output_fisher(base, said, matrices)
+    return {n: PrincipalKeys.of(fisher, len(fisher)) for n, fisher in found.items()}
 
 
 def _early(base: Base) -> tuple[Matrix, ...]:

@@ -27,7 +27,8 @@ class Search:
         lr: Adam's rate at the first step, as a share of the root mean square of the matrix' output.
         lr_end: The same at the last of `steps`; between them it falls in a straight line.
         enough: NLL per token, in nats, below which (in every context) an edit is done.
-        decay: Weight of the values' squared length, in units of the output's mean square.
+        decay: Weight of the values' squared length, in units of the output's mean square; the
+            length is taken under the metric that `find_values` is given.
         share: Part of its value an edit gets in every context but the first: another wording's key
             matches only partly, and the value must do there too.
     """
@@ -49,6 +50,7 @@ def find_values(
     matrices: Sequence[Matrix],
     scale: Mapping[str, float],
     search: Search,
+    metric: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Values of each edit: full parameter name → (edits, d_out) float32.
 
@@ -57,7 +59,10 @@ def find_values(
         matrices: To whose outputs the values are added, at the place of each tail.
         scale: Root mean square of each matrix' output.
         search: Settings.
+        metric: Full parameter name → (d_out, d_out) float32, symmetric and positive, of mean
+            eigenvalue 1: how long a value counts as. None or a name left out: as long as it is.
     """
+    metric = metric or {}
     count, device = len(contexts[0]), contexts[0].ids.device
     values = {m.name: torch.zeros(count, m.d_out, device=device) for m in matrices}
     moments = {name: (torch.zeros_like(v), torch.zeros_like(v)) for name, v in values.items()}
@@ -74,7 +79,7 @@ def find_values(
                 losses = contexts[asked].pick(going).losses()
             total = losses.sum()
             if search.decay:
-                lengths = [(v / scale[n]).pow(2).mean(-1) for n, v in part.items()]
+                lengths = [_length(v / scale[n], metric.get(n)) for n, v in part.items()]
                 total = total + search.decay * torch.stack(lengths).sum()
             gradients = torch.autograd.grad(total, list(part.values()))
         last[asked, going] = losses.detach()
@@ -87,6 +92,11 @@ def find_values(
             moments[name][0][moved], moments[name][1][moved] = first, second
             values[name][moved] = value.detach()[still] - search.rate(step) * scale[name] * move
     return values
+
+
+def _length(values: Tensor, metric: Tensor | None) -> Tensor:
+    """Mean squared length per dimension of each value, (edits, d_out) → (edits,)."""
+    return (values * (values if metric is None else values @ metric)).mean(-1)
 
 
 def _adam(first: Tensor, second: Tensor, gradient: Tensor, step: int) -> Tensor:

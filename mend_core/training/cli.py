@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from mend_core.datasets import KINDS
 from mend_core.digests import file_digest, json_digest
 from mend_core.errors import MendError, TrainingError
+from mend_core.files import check_writable
 from mend_core.models import load_base
 from mend_core.training.card import write_card
 from mend_core.training.config import METHODS, TrainConfig
@@ -141,28 +141,9 @@ def _say(message: str, code: int = USER_ERROR) -> int:
     return code
 
 
-def check_out(out: Path) -> None:
-    """Refuse, before hours of training, a place no editor could be written to.
-
-    Raises:
-        TrainingError: A folder, or not writable.
-    """
-    if out.is_dir():
-        raise TrainingError(f"--out {out} is a folder; name a file in it, as {out}/my.safetensors")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out.parent):
-            pass
-    except OSError as error:
-        raise TrainingError(
-            f"--out {out}: {out.parent} cannot be written to ({error.strerror}); choose a folder "
-            "that can"
-        ) from error
-
-
 def _train(args: argparse.Namespace, argv: list[str]) -> int:
     config = settings(args)
-    check_out(args.out)
+    check_writable(args.out)
     if args.threads:
         torch.set_num_threads(args.threads)
     accelerator = _accelerator(args.device)
