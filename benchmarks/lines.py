@@ -164,7 +164,7 @@ def plot(path: Path, lines: Sequence[Line]) -> None:
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("harmonic mean of ES, GS, LS")
     axes[0].set_ylim(0, 1)
-    axes[1].legend()
+    axes[1].legend(loc="upper left", bbox_to_anchor=(1, 1))  # beside: it would hide lines
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
