@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import sys
 import time
@@ -23,6 +22,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.lines import Line, check_plot, earlier, plot, said, table
+from mend_core.arguments import count, positive
 from mend_core.datasets import Edit, read_edits
 from mend_core.digests import file_digest
 from mend_core.editors import (
@@ -62,10 +62,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--methods", default="all", help="all, or names: ultra,finetune,mend,…")
     p.add_argument("--editors", nargs="*", default=[], type=Path, help="more editor files")
     p.add_argument("--matrices", nargs="+", help="matrices of the untrained methods")
-    p.add_argument("--probed", type=_count, default=100, help="edits scored per batch, at most")
-    p.add_argument("--batches", type=_count, default=20, help="independent batches, at most")
-    p.add_argument("--lr", type=_positive, default=1e-4, help="step size of FT and FT+KL")
-    p.add_argument("--steps", type=_count, default=100, help="steps of FT and FT+KL")
+    p.add_argument("--probed", type=count, default=100, help="edits scored per batch, at most")
+    p.add_argument("--batches", type=count, default=20, help="independent batches, at most")
+    p.add_argument("--lr", type=positive, default=1e-4, help="step size of FT and FT+KL")
+    p.add_argument("--steps", type=count, default=100, help="steps of FT and FT+KL")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--device", default="cpu")
     p.add_argument("--json", action="store_true", help="print one JSON object")
@@ -78,22 +78,6 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--plot", type=Path, help="write a plot of HM against edits (.png, .svg)")
     return p
-
-
-def _count(text: str) -> int:
-    """A whole number from 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return number
-
-
-def _positive(text: str) -> float:
-    """A number above 0."""
-    number = float(text)
-    if not (math.isfinite(number) and number > 0):
-        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
-    return number
 
 
 def main(argv: Sequence[str]) -> int:
@@ -213,8 +197,8 @@ def _texts(path: Path | None) -> list[ProbeItem]:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise DataError(str(path), None, None, f"cannot be read as text: {error}") from error
-    count = max(1, min(TEXT_PASSAGES, len(text) // TEXT_CHARACTERS))
-    starts = [number * len(text) // count for number in range(count)]
+    wanted = max(1, min(TEXT_PASSAGES, len(text) // TEXT_CHARACTERS))
+    starts = [number * len(text) // wanted for number in range(wanted)]
     passages = [text[start : start + TEXT_CHARACTERS] for start in starts]
     return [
         ProbeItem(f"text:{i}", ProbeKind.PERPLEXITY, passage)

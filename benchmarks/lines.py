@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+
+from mend_core.files import check_writable
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,8 @@ def check_plot(path: Path) -> None:
     """Refuse, before hours of measuring, a place or form no plot can be written in.
 
     Raises:
-        ValueError: An ending matplotlib does not know, or a folder that cannot be written to.
+        ValueError: An ending matplotlib does not know.
+        StoreError: A folder, or not writable.
     """
     import matplotlib as mpl  # noqa: PLC0415 - slow, and only for --plot
 
@@ -104,12 +106,7 @@ def check_plot(path: Path) -> None:
 
     if path.suffix.lstrip(".").lower() not in FigureCanvasBase.get_supported_filetypes():
         raise ValueError(f"--plot {path}: name a file that ends in .png, .svg or .pdf")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise ValueError(f"--plot {path}: cannot be written ({error.strerror})") from error
+    check_writable(path)
 
 
 def table(lines: Sequence[Line]) -> Table:

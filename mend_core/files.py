@@ -42,7 +42,7 @@ def check_writable(file: Path) -> None:
         StoreError: A folder, or not writable.
     """
     if file.is_dir():
-        raise StoreError(f"{file} is a folder; name a file in it, as {file}/my.safetensors")
+        raise StoreError(f"{file} is a folder; name a file in it")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=file.parent):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from mend_core.arguments import count
 from mend_core.datasets import Edit, read_edits
 from mend_core.digests import file_digest
 from mend_core.editors.calibration import sampled_texts
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--protect", type=Path, help="subject: a file of edits whose texts are protected"
     )
-    parser.add_argument("--protect-edits", type=int, default=3000, help="edits of it, at most")
+    parser.add_argument("--protect-edits", type=count, default=3000, help="edits of it, at most")
     parser.add_argument(
         "--wordings", type=Path, help="subject: a file of edits whose paraphrases are remembered"
     )

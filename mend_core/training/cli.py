@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shutil
 import sys
@@ -16,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from mend_core.arguments import count, positive
 from mend_core.datasets import KINDS
 from mend_core.digests import file_digest, json_digest
 from mend_core.errors import MendError, TrainingError
@@ -61,32 +61,24 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--max-edits", type=int, help="largest batch of edits to train for")
     p.add_argument(
         "--limit",
-        type=_count,
+        type=count,
         help="use only this many edits, drawn by seed, as many from each file",
     )
     p.add_argument("--set", action="append", default=[], metavar="NAME=JSON", help="any setting")
     p.add_argument("--device", default="cpu", help="cpu or cuda")
     p.add_argument("--dtype", help="of the base; float32 on CPU, bfloat16 on CUDA")
-    p.add_argument("--threads", type=_count, help="CPU threads (part of what makes runs equal)")
+    p.add_argument("--threads", type=count, help="CPU threads (part of what makes runs equal)")
     p.add_argument("--fresh", action="store_true", help="forget an earlier run of the same --out")
     p.add_argument("--json", action="store_true", help="print one JSON object at the end")
     return p
 
 
-def _count(text: str) -> int:
-    """A whole number from 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return number
-
-
 def _minutes(text: str) -> float:
     """A time longer than nothing."""
-    number = float(text)
-    if not (math.isfinite(number) and number > 0):
-        raise argparse.ArgumentTypeError(f"{text} is no time to train for")
-    return number
+    try:
+        return positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{text} is no time to train for") from error
 
 
 def settings(args: argparse.Namespace) -> TrainConfig:
