@@ -15,6 +15,7 @@ import torch.nn.functional as F
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from mend_core.datasets.edit import Edit, PromptAnswer
 from mend_core.digests import tensor_digest
 from mend_core.models.base import Base
 from mend_core.models.encode import encode_pairs
@@ -37,6 +38,21 @@ PARAPHRASES: dict[str, str] = {
     **{f"The leader of {c} is": f"{c} is led by" for c in _COUNTRIES},
 }
 """Another way to ask each fact."""
+
+
+def swapped_facts(number: int) -> list[Edit]:
+    """The first capitals, each given the next country's; locality asks the country's leader."""
+    return [
+        Edit(
+            id=str(i),
+            prompt=FACTS[i][0],
+            target=FACTS[(i + 1) % 8][1],
+            paraphrases=(PARAPHRASES[FACTS[i][0]],),
+            locality=(PromptAnswer(FACTS[i + 8][0], FACTS[i + 8][1]),),
+        )
+        for i in range(number)
+    ]
+
 
 FAMILIES = (
     "gpt2",

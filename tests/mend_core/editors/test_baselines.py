@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mend_core.datasets import Edit, PromptAnswer
+from mend_core.datasets import Edit
 from mend_core.editors import (
     EnnConfig,
     EnnEditor,
@@ -19,18 +19,9 @@ from mend_core.editors.ke import conditions
 from mend_core.errors import BatchError, EmptyBatch, NonFinite, PromptTooLong
 from mend_core.factors import extract
 from mend_core.models import encode_edits, encode_pairs, greedy, with_delta
-from mend_core.testing import FACTS, PARAPHRASES, tiny_base
+from mend_core.testing import FACTS, PARAPHRASES, swapped_facts, tiny_base
 
-EDITS = [
-    Edit(
-        id=str(i),
-        prompt=FACTS[i][0],
-        target=FACTS[(i + 1) % 8][1],
-        paraphrases=(PARAPHRASES[FACTS[i][0]],),
-        locality=(PromptAnswer(FACTS[i + 8][0], FACTS[i + 8][1]),),
-    )
-    for i in range(4)
-]
+EDITS = swapped_facts(4)
 
 
 def loss_of(base, edits, delta):

@@ -3,24 +3,14 @@
 import pytest
 import torch
 
-from mend_core.datasets import Edit, PromptAnswer
 from mend_core.editors import MalmenConfig, MalmenEditor, UltraConfig, UltraEditor, load_editor
 from mend_core.editors.lookahead import answer_scores
 from mend_core.editors.malmen import MalmenNetworks, ridge_pairs
 from mend_core.errors import EmptyBatch
 from mend_core.factors import compose, extract
-from mend_core.testing import FACTS, PARAPHRASES
+from mend_core.testing import FACTS, PARAPHRASES, swapped_facts
 
-EDITS = [
-    Edit(
-        id=str(i),
-        prompt=FACTS[i][0],
-        target=FACTS[(i + 1) % 8][1],
-        paraphrases=(PARAPHRASES[FACTS[i][0]],),
-        locality=(PromptAnswer(FACTS[i + 8][0], FACTS[i + 8][1]),),
-    )
-    for i in range(6)
-]
+EDITS = swapped_facts(6)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 7, 8, 40])

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from mend_core.datasets import Edit
 from mend_core.editors import SubjectConfig, SubjectEditor, load_editor
 from mend_core.editors.calibration import sampled_texts
 from mend_core.editors.sensitivity import output_fisher
@@ -11,18 +10,10 @@ from mend_core.editors.values import Search, find_values
 from mend_core.errors import EmptyBatch
 from mend_core.models import PrefixCache, encode_edits
 from mend_core.models.tail import Tail
-from mend_core.testing import FACTS
+from mend_core.testing import FACTS, swapped_facts
 
 TEXTS = ["the fox", "a long story of the quiet river and the hill", "one two three"]
-EDITS = [
-    Edit(
-        id=str(i),
-        prompt=FACTS[i][0],
-        target=FACTS[(i + 1) % 8][1],
-        subject=FACTS[i][0].split()[-2],
-    )
-    for i in range(3)
-]
+EDITS = swapped_facts(3)
 
 
 def slope(base, push_at, text, direction, size=1e-2):

@@ -7,22 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from mend_core.datasets import Edit, PromptAnswer
 from mend_core.errors import TrainingError
-from mend_core.testing import FACTS, PARAPHRASES, tiny_base
+from mend_core.testing import swapped_facts, tiny_base
 from mend_core.training import TrainConfig, Trainer
 from mend_core.training.objective import choose_items
 
-EDITS = [
-    Edit(
-        id=str(i),
-        prompt=FACTS[i][0],
-        target=FACTS[(i + 1) % 8][1],
-        paraphrases=(PARAPHRASES[FACTS[i][0]],),
-        locality=(PromptAnswer(FACTS[i + 8][0], FACTS[i + 8][1]),),
-    )
-    for i in range(8)
-]
+EDITS = swapped_facts(8)
 STEPS = 22
 RATE = 1e-4
 
