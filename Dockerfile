@@ -7,6 +7,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY mend_core mend_core
 COPY ledger ledger
 COPY workers workers
+COPY service service
 COPY gateway gateway
 COPY monitoring monitoring
 COPY migrations migrations

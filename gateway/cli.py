@@ -16,12 +16,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command as build
 
-from gateway.errors import GatewayError
+from gateway.exit_codes import FAILED, INTERRUPTED, NOT_POSSIBLE, UNFORESEEN
 from gateway.output import complain
-
-INTERRUPTED = 130
-UNFORESEEN = 70
-"""Exit code of a bug (EX_SOFTWARE); the message says how to see the traceback."""
+from service.errors import ServiceError, UserError
 
 
 class Entry(NamedTuple):
@@ -190,9 +187,9 @@ def main() -> None:
     except KeyboardInterrupt:
         complain("interrupted")
         sys.exit(INTERRUPTED)
-    except GatewayError as error:
+    except ServiceError as error:
         complain(str(error))
-        sys.exit(error.exit_code)
+        sys.exit(NOT_POSSIBLE if isinstance(error, UserError) else FAILED)
     except Exception as error:  # noqa: BLE001 - the last line of defence against a traceback
         sys.exit(explain(error))
 

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from typing import Any
 
-from gateway.errors import UserError
+from service.errors import UserError
 
 KINDS = frozenset(
     [

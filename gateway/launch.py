@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gateway.errors import ServiceFailed, UserError
 from gateway.rundir import RunDir
+from service.errors import ServiceFailed, UserError
 
 Event = dict[str, Any]
 
@@ -103,7 +103,7 @@ def _follow(reading: int, tell: Callable[[Event], None]) -> Event | None:
         if event["event"] == "up":
             return event
         if event["event"] == "failed":
-            error = UserError if event["exit_code"] == UserError.exit_code else ServiceFailed
+            error = UserError if event["user_error"] else ServiceFailed
             raise error(event["message"])
     return None
 

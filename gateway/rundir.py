@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gateway.errors import UserError
 from ledger.home import Home
+from service.errors import UserError
 
 
 def make_home(folder: Path | None) -> Path:

@@ -7,8 +7,8 @@ from typing import Any
 
 from gateway.output import err, print_table, say, short
 from gateway.rundir import ServiceInfo
-from gateway.session import Session
 from ledger import aliases, edits, jobs, models, versions, workers
+from service.session import Session
 
 
 def collect(session: Session, info: ServiceInfo | None) -> dict[str, Any]:

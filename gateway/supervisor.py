@@ -28,12 +28,13 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from gateway.errors import GatewayError, ServiceFailed, UserError
+from gateway.exit_codes import FAILED, NOT_POSSIBLE
 from gateway.guard import PR_SET_CHILD_SUBREAPER, prctl
 from gateway.processes import Child, Spec
 from gateway.rundir import RunDir, ServiceInfo, make_home
 from ledger import db, migrate, workers
 from ledger.errors import LedgerError
+from service.errors import ServiceError, ServiceFailed, UserError
 
 LOOP_SECONDS = 0.1
 """How often readiness is asked while something is not ready yet."""
@@ -413,10 +414,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     try:
         Supervisor(options, tell).run(args.lifeline_fd)
-    except (GatewayError, LedgerError, OSError) as error:
-        code = error.exit_code if isinstance(error, GatewayError) else 1
-        tell({"event": "failed", "message": str(error), "exit_code": code})
-        return code
+    except (ServiceError, LedgerError, OSError) as error:
+        tell({"event": "failed", "message": str(error), "user_error": isinstance(error, UserError)})
+        return NOT_POSSIBLE if isinstance(error, UserError) else FAILED
     return 0
 
 

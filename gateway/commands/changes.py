@@ -9,15 +9,16 @@ from typing import Annotated, Any
 import typer
 from rich.status import Status
 
-from gateway import waiting
 from gateway.commands.models import read_items
 from gateway.commands.registry import VersionName
 from gateway.commands.requests import ModelOption, ReasonOption
-from gateway.errors import UserError
 from gateway.output import JsonOption, emit, err, out, print_json, print_table, say, short
-from gateway.session import actor, find_model, find_version, open_session
+from gateway.session import actor, open_session
 from ledger import jobs, retention
 from ledger.records import Job
+from service import waiting
+from service.errors import UserError
+from service.session import find_model, find_version
 
 app = typer.Typer(rich_markup_mode="markdown")
 

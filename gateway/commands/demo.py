@@ -12,8 +12,8 @@ from rich.console import Console
 
 from gateway.commands.models import model_editor, model_source, policy_payload
 from gateway.demo.run import DEMO_EDITOR, PACK, DemoOptions, run
-from gateway.errors import UserError
 from gateway.output import JsonOption, err, print_json
+from service.errors import UserError
 
 app = typer.Typer(rich_markup_mode="markdown")
 

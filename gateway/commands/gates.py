@@ -7,14 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway import waiting
 from gateway.commands.models import policy_payload
 from gateway.commands.registry import VersionName
 from gateway.commands.requests import ModelOption, ReasonOption
-from gateway.errors import UserError
 from gateway.output import JsonOption, emit, note, print_table, say
-from gateway.session import actor, find_model, find_version, open_session
+from gateway.session import actor, open_session
 from ledger import gates
+from service import waiting
+from service.errors import UserError
+from service.session import find_model, find_version
 
 app = typer.Typer(rich_markup_mode="markdown")
 gate_app = typer.Typer(

@@ -9,14 +9,15 @@ from typing import Annotated, Any
 import typer
 from rich.status import Status
 
-from gateway import waiting
 from gateway.commands.requests import ModelOption, ReasonOption
 from gateway.commands.tools import PASS_ON, hand_over
-from gateway.errors import UserError
 from gateway.items import parse_items
 from gateway.output import JsonOption, emit, err, note, print_table, say, short
-from gateway.session import Session, actor, find_model, open_session
+from gateway.session import actor, open_session
 from ledger import models
+from service import waiting
+from service.errors import UserError
+from service.session import Session, find_model
 
 app = typer.Typer(rich_markup_mode="markdown")
 model_app = typer.Typer(

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway import waiting
-from gateway.errors import UserError
 from gateway.output import JsonOption, complain, emit, plain, print_json, print_table, say
 from gateway.session import actor, open_session
 from ledger import audit
 from ledger import doctor as checks
+from service import waiting
+from service.errors import UserError
 
 app = typer.Typer(rich_markup_mode="markdown")
 audit_app = typer.Typer(

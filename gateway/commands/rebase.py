@@ -9,8 +9,8 @@ import typer
 from gateway.commands.changes import TimeoutOption, carry_out
 from gateway.commands.models import model_editor, model_source
 from gateway.commands.requests import ModelOption
-from gateway.errors import UserError
 from gateway.output import JsonOption, emit, print_table, say, short
+from service.errors import UserError
 
 app = typer.Typer()
 

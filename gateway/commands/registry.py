@@ -8,9 +8,10 @@ import typer
 
 from gateway.commands.requests import ModelOption, ReasonOption
 from gateway.output import JsonOption, emit, print_table, say, short
-from gateway.session import actor, find_model, find_version, open_session
+from gateway.session import actor, open_session
 from ledger import aliases, versions
 from ledger.records import AliasMove, Version
+from service.session import find_model, find_version
 
 app = typer.Typer(rich_markup_mode="markdown")
 

@@ -10,14 +10,15 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway import waiting
-from gateway.errors import UserError
 from gateway.output import JsonOption, complain, emit, note, plain, print_json, print_table, say
-from gateway.session import Session, actor, find_model, open_session
+from gateway.session import actor, open_session
 from ledger import edits, models, requests
 from ledger.errors import LedgerError
 from ledger.records import Edit
 from ledger.states import EditState
+from service import waiting
+from service.errors import UserError
+from service.session import Session, find_model
 
 app = typer.Typer(rich_markup_mode="markdown")
 

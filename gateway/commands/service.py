@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from gateway import launch, status_view
-from gateway.errors import UserError
 from gateway.output import JsonOption, emit, note, print_json, say
 from gateway.rundir import RunDir, make_home
 from gateway.session import database_url, open_session
 from ledger import db, migrate
+from service.errors import UserError
 
 app = typer.Typer(rich_markup_mode="markdown")
 

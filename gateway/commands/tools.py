@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from gateway.errors import UserError
 from gateway.rundir import make_home
 from gateway.session import database_url
+from service.errors import UserError
 
 app = typer.Typer(rich_markup_mode="markdown")
 

@@ -16,14 +16,16 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from gateway import launch, waiting
+from gateway import launch
 from gateway.demo import answers
 from gateway.demo.home import run_home
-from gateway.errors import ServiceFailed
 from gateway.rundir import make_home
-from gateway.session import Session, actor
+from gateway.session import actor
 from ledger import aliases, db, edits, gates, requests, versions
 from ledger.records import Edit, Version
+from service import waiting
+from service.errors import ServiceFailed
+from service.session import Session
 
 MODEL_NAME = "demo"
 DEMO_EDITOR = "shipped:smollm2-135m-subject"

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.errors import UserError
 from gateway.items import BUILT, FIELDS, KINDS, parse_items, problem_of
 from mend_core.datasets.edit import Edit, PromptAnswer
 from mend_core.errors import SuiteInvalid
 from mend_core.probes import ProbeItem, build_suite
+from service.errors import UserError
 
 TEXTS = st.sampled_from(["", " ", "Water is", "x" * 100_001, "edit:1", "locality:1:0", "mine"])
 VALUES = TEXTS | st.sampled_from([None, True, 0, -1, 3, 513, [], ["a"], [""], ["a", "b"], [1], {}])

@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gateway.errors import ServiceFailed, UserError
-from gateway.session import Session
 from ledger import batches, edits, jobs, workers
 from ledger.events import Listener
 from ledger.records import Edit, Job
 from ledger.states import BatchState, EditState, JobState
+from service.errors import ServiceFailed, UserError
+from service.session import Session
 
 LOOK_SECONDS = 1.0
 """The longest a wait goes without looking at the table."""

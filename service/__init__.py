@@ -1,0 +1,1 @@
+"""What a person or a program can ask for: plain functions under every front door, without torch."""
