@@ -17,6 +17,7 @@ from mend_core.probes.suites import (
     GOLDEN_KINDS,
     RETAINED_SLICE,
     TARGET_KINDS,
+    Compare,
     ProbeItem,
     ProbeKind,
 )
@@ -51,6 +52,7 @@ class ProbeResult:
         repetition: Share of repeated 3-grams in a health item's answer.
         never_for_tuning: The item is a canary.
         max_new_tokens: Longest answer that was asked for.
+        compare: How an answer that must not change was compared; see `ProbeItem`.
     """
 
     item_id: str
@@ -71,6 +73,7 @@ class ProbeResult:
     repetition: float | None = None
     never_for_tuning: bool = False
     max_new_tokens: int = 0
+    compare: Compare = "whole"
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON-ready values."""
@@ -91,8 +94,9 @@ class ProbeResult:
         return cls(**values)
 
 
-Question = tuple[str, str, tuple[str, ...], int]
-"""What a result depends on beside the weights: kind, prompt, expected texts, longest answer."""
+Question = tuple[str, str, tuple[str, ...], int, str]
+"""What a result depends on beside the weights: kind, prompt, expected texts, longest answer, and
+how it is compared."""
 
 
 def question(asked: ProbeItem | ProbeResult) -> Question:
@@ -103,7 +107,7 @@ def question(asked: ProbeItem | ProbeResult) -> Question:
     """
     told = asked.kind in TARGET_KINDS | GOLDEN_KINDS
     expect = tuple(asked.expect) if told else ()
-    return (asked.kind.value, asked.prompt, expect, asked.max_new_tokens)
+    return (asked.kind.value, asked.prompt, expect, asked.max_new_tokens, asked.compare)
 
 
 @dataclass(frozen=True, slots=True)

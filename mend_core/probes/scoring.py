@@ -35,7 +35,7 @@ from mend_core.probes.suites import (
     ProbeKind,
     ProbeSuite,
 )
-from mend_core.probes.verdicts import answers, contains, healthy, repetition, squeeze
+from mend_core.probes.verdicts import answers, contains, healthy, repetition, squeeze, unchanged
 
 SCORING = 1
 """Raise where a model would get other results for the same items; kept results hang on it."""
@@ -296,6 +296,8 @@ class Scorer:
     def _told(self, asked: Asked, tokens: tuple[int, ...]) -> bool:
         """Whether an unfinished answer already differs from what is expected."""
         item = asked.item
+        if item.compare == "lead":
+            return False  # short answers, told apart by words and not by their beginnings
         if item.kind in UNCHANGED_KINDS:
             wanted = squeeze(self._own_answer(item))
         elif item.kind in TARGET_KINDS:
@@ -339,7 +341,7 @@ class Scorer:
         if item.kind in UNCHANGED_KINDS:
             expected = self._expected(asked)
             own = self._own_answer(item)
-            same = squeeze(answer) == squeeze(own)
+            same = unchanged(answer, own, item.compare)
             result = replace(result, expect=(own,), passed=finite and same)
         else:
             expected = asked.target
@@ -470,4 +472,5 @@ def _blank(item: ProbeItem, answer: str, tokens: tuple[int, ...], finite: bool) 
         finite=finite,
         never_for_tuning=item.never_for_tuning,
         max_new_tokens=item.max_new_tokens,
+        compare=item.compare,
     )

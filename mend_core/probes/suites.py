@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import rfc8785
 
@@ -27,8 +27,17 @@ from mend_core.errors import SuiteInvalid
 RETAINED_SLICE = "retained"
 """Slice of edits from earlier versions: compared with the parent, not demanded."""
 
-NEIGHBOUR_SLICE = "neighbour"
-"""Slice of the locality prompts that came with an edit: close to the fact, so hardest to keep."""
+GIVEN_SLICE = "neighbour/given"
+"""Slice of the locality prompts that came with an edit."""
+
+RELATION_SLICE = "neighbour/relation"
+"""Slice of an edit's own statement about other subjects, made by rule."""
+
+SUBJECT_SLICE = "neighbour/subject"
+"""Slice of other statements about an edit's subject, made by rule."""
+
+STANDING = "standing"
+"""Begins the slices of the standing suite, which every version is asked: ``standing/KIND``."""
 
 ANSWER_TOKENS_DEFAULT = 6
 """Longest free-running answer to a prompt with a known answer, in tokens (never less than the
@@ -48,6 +57,10 @@ MAX_NEW_TOKENS_LIMIT = 512
 
 TEXT_LIMIT = 100_000
 """Longest prompt or text of one item, in characters."""
+
+
+Compare = Literal["whole", "lead"]
+"""How an answer that must not change is compared: all of it, or as far as it says something."""
 
 
 class ProbeKind(StrEnum):
@@ -111,6 +124,8 @@ class ProbeItem:
         edit_id: The edit it was built from, if any.
         never_for_tuning: A canary: no training or threshold may ever look at it.
         max_new_tokens: Longest free-running answer, in tokens; 0 means the kind's default.
+        compare: For locality: "whole" compares all of the answer, "lead" its first content word or
+            name (`verdicts.lead`), so that only a change that a person would notice counts.
 
     Raises:
         SuiteInvalid: A field breaks a rule of the kind.
@@ -124,6 +139,7 @@ class ProbeItem:
     edit_id: str | None = None
     never_for_tuning: bool = False
     max_new_tokens: int = 0
+    compare: Compare = "whole"
 
     def __post_init__(self) -> None:
         """Fill the default length and check the rules of the kind."""
@@ -149,6 +165,11 @@ class ProbeItem:
                 f"max_new_tokens must be 0 to {MAX_NEW_TOKENS_LIMIT}",
             ),
             (any(not text.strip() for text in self.expect), "expect holds an empty string"),
+            (self.compare not in ("whole", "lead"), "compare must be 'whole' or 'lead'"),
+            (
+                self.compare == "lead" and self.kind is not ProbeKind.LOCALITY,
+                "compare: 'lead' is for kind locality",
+            ),
             (
                 self.kind in TARGET_KINDS and count != 1,
                 f"kind {kind} needs exactly one answer in expect",
@@ -211,6 +232,7 @@ _FIELD_TYPES: dict[str, Any] = {
     "edit_id": str | None,
     "never_for_tuning": bool,
     "max_new_tokens": int,
+    "compare": str,
 }
 
 
@@ -412,8 +434,9 @@ def _items_of(edit: Edit) -> list[ProbeItem]:
             ProbeKind.LOCALITY,
             pair.prompt,
             (),
-            NEIGHBOUR_SLICE,
+            GIVEN_SLICE,
             edit.id,
+            compare="lead",
         )
         for n, pair in enumerate(edit.locality)
     )

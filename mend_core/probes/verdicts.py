@@ -5,7 +5,8 @@
   and no letter or digit follows at once: "Paris, of course" answers "Paris"; "Parisian" and
   "paris" do not. Scripts that write without spaces (Chinese, Japanese) have no such boundary.
 * **An answer is unchanged** when it is the base's own greedy answer up to its natural stop (end
-  token, line break, or the item's length limit), white space as above.
+  token, line break, or the item's length limit), white space as above. Where an item compares the
+  *lead* only, "Rome, Italy. It" and "Rome, which is" are the same answer; see `lead`.
 * **A golden string is contained** whatever its case; white space as above.
 * **Text is healthy** when it has at least `MIN_WORDS` words and at most `REPETITION_LIMIT` of its
   3-grams of tokens occurred before.
@@ -13,9 +14,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Sequence
+
+from mend_core.probes.suites import Compare
 
 MIN_WORDS = 3
 """Fewest words of a healthy free text."""
@@ -46,6 +50,51 @@ def _joins(character: str) -> bool:
     """Whether a character would make one word with such a neighbour."""
     wide = bool(character) and unicodedata.east_asian_width(character) in "WF"
     return character.isalnum() and not wide
+
+
+FUNCTION_WORDS = frozenset({
+    "a", "an", "the", "of", "in", "on", "at", "to", "by", "for", "from", "with", "and", "or", "as",
+    "is", "are", "was", "were", "be", "been", "it", "its", "this", "that", "these", "those",
+    "their", "his", "her", "your", "our", "my", "one", "some", "any", "very", "most", "more",
+    "also", "not", "no",
+})  # fmt: skip
+"""English words that say nothing by themselves at the beginning of an answer."""
+
+_WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
+
+
+def lead(answer: str) -> tuple[str, ...]:
+    """The words of an answer up to the first that says something, lower case.
+
+    A capitalised word takes the capitalised words and numbers after it along, as far as only space
+    lies between: "a very large dog" → (a, very, large); "Mount Everest, with" → (mount, everest).
+    An answer of signs only is its own lead.
+    """
+    words = list(_WORD.finditer(answer))
+    taken: list[str] = []
+    for place, word in enumerate(words):
+        taken.append(word.group().casefold())
+        if taken[-1] in FUNCTION_WORDS:
+            continue
+        if _begins_name(word.group()):
+            for before, after in itertools.pairwise(words[place:]):
+                between = answer[before.end() : after.start()]
+                if between.strip() or not _begins_name(after.group()):
+                    break
+                taken.append(after.group().casefold())
+        break
+    return tuple(taken) if taken else (squeeze(answer),)
+
+
+def _begins_name(word: str) -> bool:
+    return word[0].isupper() or word[0].isdigit()
+
+
+def unchanged(answer: str, own: str, compare: Compare) -> bool:
+    """Whether an answer is still the base's own one."""
+    if compare == "lead":
+        return lead(answer) == lead(own)
+    return squeeze(answer) == squeeze(own)
 
 
 def contains(answer: str, text: str) -> bool:
