@@ -25,6 +25,7 @@ from mend_core.models.base import Base
 from mend_core.models.encode import IGNORE, Encoded
 from mend_core.models.generate import stop_tokens
 from mend_core.models.prefix import PrefixCache, forward
+from mend_core.safepoints import safe_point
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +276,7 @@ def go_on(
     going = [not goal.reached(answer, stops) for goal, answer in zip(goals, answers, strict=True)]
     cache: Any = None
     while any(going):
+        safe_point()
         out = base.model(
             input_ids=ids,
             attention_mask=mask,
@@ -322,6 +324,7 @@ def _go_on_uncached(
     finite = [True] * len(tracks)
     going = [row for row, goal in enumerate(goals) if not goal.reached(answers[row], stops)]
     while going:
+        safe_point()
         steps = trace(base, [Track(tracks[row].prompt, answers[row]) for row in going], None)
         for row, step in zip(going, steps, strict=True):
             answers[row] = (*answers[row], step.best[-1])
