@@ -181,6 +181,7 @@ def sparing(base: Base, keep: Tensor) -> Iterator[None]:
 
 def kept_logits(base: Base, tracks: Sequence[Track], prefix: PrefixCache | None) -> Tensor:
     """Logits (sum of the tracks' lengths, vocabulary) fp32 at every predicting position."""
+    safe_point()
     encoded, keep = encode_tracks(base, tracks)
     # Filled before the last MLP is restrained: the cache may run the model itself.
     if prefix is not None:
@@ -324,7 +325,6 @@ def _go_on_uncached(
     finite = [True] * len(tracks)
     going = [row for row, goal in enumerate(goals) if not goal.reached(answers[row], stops)]
     while going:
-        safe_point()
         steps = trace(base, [Track(tracks[row].prompt, answers[row]) for row in going], None)
         for row, step in zip(going, steps, strict=True):
             answers[row] = (*answers[row], step.best[-1])
