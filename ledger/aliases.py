@@ -8,12 +8,14 @@ are live, in the candidate's applied, in neither reverted or superseded.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from sqlalchemy import Connection
 
 from ledger import audit, footing, versions
 from ledger.db import text
 from ledger.errors import (
+    AliasMoved,
     AliasProtected,
     NoSuchAlias,
     NoSuchVersion,
@@ -22,6 +24,7 @@ from ledger.errors import (
     Unproven,
     WrongState,
 )
+from ledger.previous import previous
 from ledger.records import Alias, AliasMove, Version
 from ledger.states import EditState
 from ledger.transitions import Moved
@@ -88,18 +91,24 @@ def promote(
     actor: str,
     reason: str,
     approved_by: str | None = None,
+    seen: Mapping[str, int] | None = None,
 ) -> AliasMove:
     """Move production to a proven version; a candidate it was built on comes along.
 
     Left behind by a rollback that is undone now, the candidate would make a next version without
     edits that are live.
 
+    * `seen`: Alias → version id, where the caller saw them when it decided.
+
     Raises:
+        AliasMoved: One of `seen` is elsewhere now.
         Unproven: Its gate has not passed and nobody overrode it.
         VersionCollected: Its files are gone.
         AliasProtected: production is protected and no second person approves.
         WrongState: It is in production already.
     """
+    _lock(conn, model_id)
+    _demand_seen(conn, model_id, seen or {})
     made = _move(conn, model_id, PRODUCTION, version_id, "promote", actor, reason, approved_by)
     behind = get(conn, model_id, CANDIDATE).version_id
     if behind != version_id and versions.descends(conn, version_id, behind):
@@ -116,17 +125,21 @@ def rollback(
     actor: str,
     reason: str,
     approved_by: str | None = None,
+    seen: Mapping[str, int] | None = None,
 ) -> AliasMove:
     """Move production, and candidate with it, back to an earlier version.
 
     * `to_version_id`: Where to; None for what production was before.
+    * `seen`: See `promote`.
 
     Raises:
-        NoSuchVersion: Production was never anything else.
+        AliasMoved: One of `seen` is elsewhere now.
+        NoSuchVersion: Production was nothing else before.
         VersionCollected: The files of the version are gone.
         AliasProtected: production is protected and no second person approves.
     """
     _lock(conn, model_id)
+    _demand_seen(conn, model_id, seen or {})
     target = previous(conn, model_id) if to_version_id is None else to_version_id
     made = _move(conn, model_id, PRODUCTION, target, "rollback", actor, reason, approved_by)
     if get(conn, model_id, CANDIDATE).version_id != target:
@@ -227,36 +240,23 @@ def protect(
     return get(conn, model_id, name)
 
 
-def previous(conn: Connection, model_id: int) -> int:
-    """Id of the version production was before what it is now (rollbacks undone, not repeated).
-
-    Raises:
-        NoSuchVersion: It was never anything else.
-    """
-    found = conn.execute(
-        text(
-            """
-            SELECT m.from_version_id FROM alias_moves AS m
-              JOIN aliases AS a ON a.model_id = m.model_id AND a.name = m.name
-                               AND a.version_id = m.to_version_id
-             WHERE m.model_id = :model AND m.name = 'production' AND m.kind <> 'rollback'
-             ORDER BY m.id DESC LIMIT 1
-            """
-        ),
-        {"model": model_id},
-    ).scalar_one_or_none()
-    if found is None:
-        raise NoSuchVersion(
-            "production was never another version: there is nothing to roll back to"
-        )
-    return int(found)
-
-
 def _lock(conn: Connection, model_id: int) -> None:
     conn.execute(
         text("SELECT FROM aliases WHERE model_id = :model ORDER BY name FOR UPDATE"),
         {"model": model_id},
     )
+
+
+def _demand_seen(conn: Connection, model_id: int, seen: Mapping[str, int]) -> None:
+    """Refuse a decision that was taken on another picture than the present one."""
+    for name, version_id in seen.items():
+        now = get(conn, model_id, name)
+        if now.version_id != version_id:
+            was = versions.get(conn, version_id).number
+            raise AliasMoved(
+                f"{name} moved from version {was} to version {now.number} meanwhile: nothing was "
+                "changed; look at what the move would do now and decide again"
+            )
 
 
 def _move(  # noqa: PLR0917 - one row of the history, its columns in order

@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +25,7 @@ from ledger import ranges
 from ledger.db import raw, text
 from ledger.errors import AuditBroken
 from ledger.merkle import Accumulator, inclusion_proof, leaf_hash, verify_inclusion
-from ledger.records import AuditEvent
+from ledger.records import AuditEvent, Version
 
 GENESIS = hashlib.sha256(b"mend audit trail").hexdigest()
 PAGE = 5_000
@@ -134,9 +135,18 @@ def events(
     subject: str | None = None,
     kinds: Sequence[str] | None = None,
     edit_id: int | None = None,
+    version: Version | None = None,
+    actor: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
     newest_first: bool = False,
 ) -> list[AuditEvent]:
-    """Events after a sequence number, filtered."""
+    """Events after a sequence number, filtered.
+
+    * `version`: Events about it, moves of aliases to it and from it among them.
+    * `actor`: Whose events.
+    * `since`, `until`: From when on, and before when.
+    """
     order = "DESC" if newest_first else "ASC"
     rows = conn.execute(
         text(
@@ -149,6 +159,13 @@ def events(
                AND (CAST(:subject AS text) IS NULL OR subject = :subject)
                AND (CAST(:kinds AS text[]) IS NULL OR kind = ANY(:kinds))
                AND (CAST(:edit AS bigint) IS NULL OR edits @> CAST(:edit AS bigint))
+               AND (CAST(:version AS text) IS NULL OR subject = :version
+                    OR (model_id = :of AND kind LIKE 'alias.%'
+                        AND :number IN (CAST(body AS jsonb) #>> '{{data,from}}',
+                                        CAST(body AS jsonb) #>> '{{data,to}}')))
+               AND (CAST(:actor AS text) IS NULL OR actor = :actor)
+               AND (CAST(:since AS timestamptz) IS NULL OR at >= :since)
+               AND (CAST(:until AS timestamptz) IS NULL OR at < :until)
              ORDER BY seq {order} LIMIT :limit
             """  # noqa: S608 - order is one of two words of ours
         ),
@@ -158,6 +175,12 @@ def events(
             "subject": subject,
             "kinds": list(kinds) if kinds is not None else None,
             "edit": edit_id,
+            "version": None if version is None else f"version:{version.id}",
+            "of": None if version is None else version.model_id,
+            "number": None if version is None else str(version.number),
+            "actor": actor,
+            "since": since,
+            "until": until,
             "limit": limit,
         },
     )
@@ -176,6 +199,11 @@ def events(
         )
         for row in rows
     ]
+
+
+def last(conn: Connection) -> int:
+    """Sequence number of the newest event; 0 where there is none."""
+    return int(conn.execute(text("SELECT seq FROM audit_head WHERE id = 1")).scalar_one())
 
 
 def verify(conn: Connection) -> Verified:

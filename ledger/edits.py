@@ -186,6 +186,21 @@ def list_edits(
     return [rows.edit(row) for row in found]
 
 
+def live_of_same_facts(conn: Connection, edit_ids: Sequence[int]) -> list[Edit]:
+    """Live edits of the facts that some edits are about, of the same models."""
+    found = conn.execute(
+        text(
+            f"""
+            SELECT DISTINCT ON (e.id) {rows.EDIT_COLUMNS} FROM edits AS e
+              JOIN edits AS o ON o.model_id = e.model_id AND o.fact_key = e.fact_key
+             WHERE o.id = ANY(:ids) AND e.state = 'live' ORDER BY e.id
+            """  # noqa: S608 - our words
+        ),
+        {"ids": list(edit_ids)},
+    )
+    return [rows.edit(row) for row in found]
+
+
 def counts(conn: Connection, model_id: int | None = None) -> dict[str, int]:
     """How many edits are in each state; every state is there."""
     found = conn.execute(

@@ -18,6 +18,7 @@ Each message says what happened, to which thing, and what to do next.
     │   ├── AlreadyExists
     │   ├── WrongState            e.g. cancel of a live edit
     │   ├── StaleFence            the lease was lost: nothing was changed
+    │   ├── AliasMoved            an alias is not where the caller saw it
     │   ├── StaleParent           the candidate moved while a version was being built
     │   ├── BatchChanged          an edit left the batch (cancelled) before the commit
     │   ├── Unproven              promotion of a version whose gate did not pass
@@ -137,6 +138,10 @@ class WrongState(Conflict):
 
 class StaleFence(Conflict):
     """The lease was lost to someone else or ran out; nothing was changed."""
+
+
+class AliasMoved(Conflict):
+    """An alias is not where the caller saw it any more; look again and decide again."""
 
 
 class StaleParent(Conflict):

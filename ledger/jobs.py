@@ -210,10 +210,18 @@ def list_jobs(
     return [rows.job(row) for row in found]
 
 
-def waiting(conn: Connection) -> bool:
-    """Whether a job is queued."""
+def waiting(conn: Connection, kinds: Sequence[str] | None = None) -> bool:
+    """Whether a job (of `kinds`) is queued."""
     return bool(
-        conn.execute(text("SELECT EXISTS (SELECT FROM jobs WHERE state = 'queued')")).scalar_one()
+        conn.execute(
+            text(
+                """
+                SELECT EXISTS (SELECT FROM jobs WHERE state = 'queued'
+                    AND (CAST(:kinds AS text[]) IS NULL OR kind = ANY(:kinds)))
+                """
+            ),
+            {"kinds": list(kinds) if kinds is not None else None},
+        ).scalar_one()
     )
 
 

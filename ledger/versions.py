@@ -17,6 +17,7 @@ from ledger import audit, leases, ranges, rows, transitions
 from ledger.db import text
 from ledger.errors import BatchChanged, NoSuchVersion, StaleParent, VersionCollected, WrongState
 from ledger.models import get as get_model
+from ledger.previous import previous
 from ledger.queue import end_edits
 from ledger.records import Committed, Lease, SetMember, Version, VersionDraft
 from ledger.states import EditState, GateOutcome
@@ -95,8 +96,6 @@ def find(conn: Connection, model_id: int, name: str | int) -> Version:
     if words.isdecimal():
         where, value = "v.model_id = :model AND v.number = :value", int(words[:9])
     elif words == "previous":
-        from ledger.aliases import previous  # noqa: PLC0415 - aliases build on versions
-
         return get(conn, previous(conn, model_id))
     else:
         alias = conn.execute(

@@ -9,6 +9,7 @@ from typing import Any
 from mend_core.datasets.edit import Edit
 from mend_core.factors import GridRows
 from mend_core.probes import Flip, GateDecision, Outcome, find
+from mend_core.safepoints import safe_point
 from workers import faults
 from workers.proving import Judge, Verdict
 from workers.runtime import WarmModel
@@ -132,6 +133,7 @@ class _Case:
             tuning: A setting is chosen by what comes out: canaries are not asked.
         """
         faults.point("mid-bisect")
+        safe_point()
         self.runs += 1
         built = self.judge.candidate(list(factors.values()))
         edits = [self.edits[edit_id] for edit_id in factors]

@@ -27,6 +27,7 @@ from mend_core.datasets.edit import Edit
 from mend_core.errors import EditError, NonFinite
 from mend_core.factors import FactorRows, GridRows
 from mend_core.probes.asking import unaskable
+from mend_core.safepoints import safe_point
 from workers import faults
 from workers.context import Context, Held
 from workers.runtime import WarmModel, core_edit
@@ -224,6 +225,7 @@ def run_batch(context: Context, held: Held, warm: WarmModel, batch_id: int) -> N
     try:
         while True:
             context.check()
+            safe_point()
             asked_at = time.monotonic()
             chunk, progress = context.transact(look)
             taken = None if chunk is None else Taken(chunk, asked_at)

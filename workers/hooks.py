@@ -9,9 +9,10 @@ Hooks are a model's setting ``hooks``, a list of:
 * ``{"kind": "folder", "format": "merged"|"peft"}``: exports and swaps the link
   ``<home>/aliases/<model>/<alias>`` atomically, for servers that watch a path.
 
-Each move of a hooked alias (``aliases``, default production) becomes a job, so a delivery survives
-any crash. It is tried a few times at once and, where that fails, again after longer and longer
-pauses until the alias moves on; receivers may see a move twice and can tell by ``move``.
+Each move of a hooked alias (``aliases``, default production) becomes a job for each hook, so a
+delivery survives any crash. A job tries once and waits briefly, because editing waits with it.
+Where it fails, the next job comes after a pause that doubles, until the alias moves on. Receivers
+may see a move twice and can tell by ``move``.
 """
 
 from __future__ import annotations
@@ -35,26 +36,25 @@ from ledger import jobs as job_rows
 from ledger import models as model_rows
 from ledger import versions as version_rows
 from ledger.records import AliasMove, Job, Model
-from mend_core.errors import MendError
+from mend_core.digests import json_digest
 from workers.context import Context
 
 log = logging.getLogger("mend.hooks")
 
-TRIES = 5
-"""Deliveries tried of one hook before its job fails."""
+TRIES = 16
+"""Deliveries tried of one move to one hook, as long as its alias has not moved on: four hours."""
 
-FIRST_PAUSE_SECONDS = 0.5
+FIRST_PAUSE_SECONDS = 1.0
 """Pause after the first failed try; doubled each time."""
 
-ROUNDS = 12
-"""Jobs made of one move whose deliveries fail, as long as its alias has not moved on."""
+PAUSE_LIMIT_SECONDS = 3600.0
 
-ROUND_PAUSE_SECONDS = 30.0
-"""Pause after a failed job; doubled each time, so that receivers may be away for hours."""
+TIMEOUT_SECONDS = 5.0
+"""How long a receiver may keep a delivery waiting: no edit is made meanwhile."""
 
-ROUND_PAUSE_LIMIT_SECONDS = 3600.0
+LOAD_TIMEOUT_SECONDS = 10.0
+"""The same where the receiver loads an adapter before it answers."""
 
-TIMEOUT_SECONDS = 10.0
 SIGNATURE_HEADER = "Mend-Signature"
 HOOK_KINDS = ("webhook", "vllm", "folder")
 
@@ -83,11 +83,14 @@ def submit_due(context: Context) -> None:
                 continue
             # One submitter at a time per model, else two workers would make the same job.
             conn.execute(text("SELECT pg_advisory_xact_lock(:a, :b)"), {"a": 0x6D68, "b": model.id})
-            for alias in sorted({a for hook in hooks for a in hook.get("aliases", ["production"])}):
+            for alias in sorted({a for hook in hooks for a in _aliases_of(hook)}):
                 moves = alias_rows.history(conn, model.id, alias)
                 newest = max(moves, key=lambda m: m.at, default=None)
-                if newest is not None and not _registered(newest):
-                    _submit(conn, context, model, newest)
+                if newest is None or _registered(newest):
+                    continue
+                for hook in hooks:
+                    if alias in _aliases_of(hook):
+                        _submit(conn, context, model, newest, hook)
 
     context.transact(look)
 
@@ -97,29 +100,39 @@ def _registered(move: AliasMove) -> bool:
     return move.kind == "create" and move.alias in {alias_rows.PRODUCTION, alias_rows.CANDIDATE}
 
 
-def _submit(conn: Connection, context: Context, model: Model, move: AliasMove) -> None:
-    """Make a job of a move that has none, or whose last one failed long enough ago."""
+def _aliases_of(hook: Mapping[str, Any]) -> list[str]:
+    """The aliases whose moves a hook is told."""
+    return list(hook.get("aliases", [alias_rows.PRODUCTION]))
+
+
+def _submit(
+    conn: Connection, context: Context, model: Model, move: AliasMove, hook: Mapping[str, Any]
+) -> None:
+    """Make a job of a move and a hook that have none, or whose last one failed long enough ago."""
     key = f"{move.alias}@{move.at.isoformat()}"
     due = conn.execute(
         text(
             """
-            SELECT count(*) < :rounds AND COALESCE(bool_and(state = 'failed'), true)
+            SELECT count(*) < :tries AND COALESCE(bool_and(state = 'failed'), true)
                    AND COALESCE(max(finished_at) + make_interval(secs =>
                        least(:pause * 2 ^ (count(*) - 1), :longest)) <= clock_timestamp(), true)
               FROM jobs WHERE kind = 'hook' AND model_id = :m AND payload->>'move' = :k
+                    AND payload->>'hook' = :h
             """
         ),
         {
             "m": model.id,
             "k": key,
-            "rounds": ROUNDS,
-            "pause": ROUND_PAUSE_SECONDS,
-            "longest": ROUND_PAUSE_LIMIT_SECONDS,
+            "h": json_digest(hook),
+            "tries": TRIES,
+            "pause": FIRST_PAUSE_SECONDS,
+            "longest": PAUSE_LIMIT_SECONDS,
         },
     ).scalar_one()
     if due:
         payload = {
             "move": key,
+            "hook": json_digest(hook),
             "alias": move.alias,
             "from": move.from_number,
             "to": move.to_number,
@@ -132,10 +145,10 @@ def _submit(conn: Connection, context: Context, model: Model, move: AliasMove) -
 
 
 def deliver(context: Context, job: Job) -> Mapping[str, Any]:
-    """Deliver every hook of one alias move; the handler of ``hook`` jobs.
+    """Deliver one alias move to one hook; the handler of ``hook`` jobs.
 
     Raises:
-        HookFailed: One was not taken after `TRIES` tries; the others were still tried.
+        HookFailed: It was not taken.
     """
     assert job.model_id is not None
     model_id = job.model_id
@@ -151,17 +164,13 @@ def deliver(context: Context, job: Job) -> Mapping[str, Any]:
             for k in ("move", "alias", "from", "to", "kind", "actor", "reason", "at")
         },
     }
-    said: list[dict[str, Any]] = []
-    problems: list[str] = []
-    for hook in model.settings.get("hooks") or []:
-        if alias not in hook.get("aliases", ["production"]):
-            continue
-        try:
-            said.append(_one(context, model, hook, event))
-        except (HookFailed, MendError) as error:
-            problems.append(str(error))
-    if problems:
-        raise HookFailed("; ".join(problems))
+    wanted = [
+        hook
+        for hook in model.settings.get("hooks") or []
+        if json_digest(hook) == job.payload["hook"] and alias in _aliases_of(hook)
+    ]
+    # None where the hook was taken away or changed meanwhile; a changed one has a job of its own.
+    said = [_one(context, model, hook, event) for hook in wanted[:1]]
     return {"delivered": said, "move": job.payload["move"]}
 
 
@@ -187,25 +196,26 @@ def _one(
     )
 
 
-def _send(url: str, body: bytes, headers: Mapping[str, str], *, secret: str | None = None) -> int:
-    """POST with retries; 2xx is taken, 4xx is final, the rest is tried again."""
-    problem = ""
-    for attempt in range(TRIES):
-        if attempt:
-            time.sleep(FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))
-        sent = dict(headers)
-        if secret is not None:
-            sent[SIGNATURE_HEADER] = sign(secret, body, int(time.time()))
-        try:
-            answer = httpx.post(url, content=body, headers=sent, timeout=TIMEOUT_SECONDS)
-        except httpx.HTTPError as error:
-            problem = str(error) or type(error).__name__
-            continue
-        if answer.is_success:
-            return answer.status_code
-        problem = f"HTTP {answer.status_code}"
-        if answer.is_client_error:
-            break
+def _send(
+    url: str,
+    body: bytes,
+    headers: Mapping[str, str],
+    *,
+    timeout: float,
+    secret: str | None = None,
+) -> int:
+    """POST once; the status where it is 2xx."""
+    sent = dict(headers)
+    if secret is not None:
+        sent[SIGNATURE_HEADER] = sign(secret, body, int(time.time()))
+    try:
+        # Only the status is read: a body that never ends would hold us up as silence does.
+        with httpx.stream("POST", url, content=body, headers=sent, timeout=timeout) as answer:
+            if answer.is_success:
+                return answer.status_code
+            problem = f"HTTP {answer.status_code}"
+    except httpx.HTTPError as error:
+        problem = str(error) or type(error).__name__
     raise HookFailed(f"{url} did not take the hook: {problem}")
 
 
@@ -217,7 +227,8 @@ def _post_signed(hook: Mapping[str, Any], event: Mapping[str, Any]) -> int:
             f"webhook {hook.get('url')}: the worker's environment has no {name}; set the secret"
         )
     body = json.dumps(event, sort_keys=True).encode()
-    return _send(str(hook["url"]), body, {"Content-Type": "application/json"}, secret=secret)
+    headers = {"Content-Type": "application/json"}
+    return _send(str(hook["url"]), body, headers, timeout=TIMEOUT_SECONDS, secret=secret)
 
 
 def exported(context: Context, model: Model, number: int, digest: str, style: str) -> Path:
@@ -253,9 +264,16 @@ def _load_adapter(
         return {
             "kind": "vllm",
             "name": name,
-            "status": _send(f"{url}/v1/unload_lora_adapter", unload, headers),
+            "status": _send(
+                f"{url}/v1/unload_lora_adapter", unload, headers, timeout=LOAD_TIMEOUT_SECONDS
+            ),
         }
     folder = exported(context, model, int(event["to"]), str(event["digest"]), "peft")
     load = {"lora_name": name, "lora_path": str(folder), "load_inplace": True}
-    status = _send(f"{url}/v1/load_lora_adapter", json.dumps(load).encode(), headers)
+    status = _send(
+        f"{url}/v1/load_lora_adapter",
+        json.dumps(load).encode(),
+        headers,
+        timeout=LOAD_TIMEOUT_SECONDS,
+    )
     return {"kind": "vllm", "name": name, "folder": str(folder), "status": status}

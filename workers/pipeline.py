@@ -30,12 +30,14 @@ from mend_core.datasets.edit import Edit as CoreEdit
 from mend_core.errors import MendError, ProbeError, StoreCorrupt, StoreError, StoreMissing
 from mend_core.factors import platform_tag, weights_digest
 from mend_core.probes import Outcome
+from mend_core.safepoints import interruptible, safe_point
 from workers import blaming, faults, hooks, proving, restoring
 from workers.building import build, files_of, weights_of
 from workers.context import Context, Held, Stopping
 from workers.factoring import factor_record, fail_unaskable, help_any, run_batch
 from workers.jobs import run_one
 from workers.proving import Judge, Verdict
+from workers.quick import QuickJobs
 from workers.runtime import WarmModel, core_edit
 
 log = logging.getLogger("mend.pipeline")
@@ -54,19 +56,26 @@ def drain(context: Context, *, sweep_first: bool = False) -> None:
     if sweep_first:
         context.transact(lambda conn: sweeping.sweep(conn, actor=context.actor))
         hooks.submit_due(context)
-    refused: set[int] = set()
-    while True:
-        context.check()
-        did = run_one(context)
-        for model_id in context.transact(queue.ready):
-            if model_id not in refused and not context.rests(model_id):
-                worked = _model(context, model_id)
-                did = did or worked is True
-                if worked is None:
-                    refused.add(model_id)
-        did = help_any(context) or did
-        if not did:
-            return
+    with interruptible(QuickJobs(context)):
+        refused: set[int] = set()
+        while _round(context, refused):
+            pass
+
+
+def _round(context: Context, refused: set[int]) -> bool:
+    """One job, what there is of each model, one chunk of others; False where nothing was left.
+
+    Models that cannot be worked on now are added to `refused`.
+    """
+    context.check()
+    did = run_one(context)
+    for model_id in context.transact(queue.ready):
+        if model_id not in refused and not context.rests(model_id):
+            worked = _model(context, model_id)
+            did = did or worked is True
+            if worked is None:
+                refused.add(model_id)
+    return help_any(context) or did
 
 
 def _model(context: Context, model_id: int) -> bool | None:
@@ -377,6 +386,7 @@ def commit_plan(
         removes=[m.factor_digest for m in plan.removes] if onto is None else (),
     )
     context.check()
+    safe_point()
     parent = plan.parent.digest if plan.parent.number else None
     digest = warm.versions.write(files_of(warm, built, parent))
     warm.remember(digest, built.weights)

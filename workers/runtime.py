@@ -131,12 +131,8 @@ class WarmModel:
     @contextmanager
     def active(self, weights: Weights | None) -> Iterator[Base]:
         """The base with these weights in place; its own exact bytes are back afterwards."""
-        try:
-            if weights:
-                self._overlay.activate(weights)
+        with self._overlay.in_place(weights or {}):
             yield self.base
-        finally:
-            self._overlay.restore()
 
     def norms(self, delta: Weights) -> dict[str, float]:
         """Per edited matrix, Frobenius norm of ΔW relative to the base's matrix."""

@@ -91,11 +91,17 @@ def worker(url: str, home: Path, name: str) -> Iterator[None]:
         process.wait()
 
 
-def wait(check: Callable[[], Any], what: str, *, every: float = _POLL_SECONDS) -> Any:
+def wait(
+    check: Callable[[], Any],
+    what: str,
+    *,
+    every: float = _POLL_SECONDS,
+    patience: float = PATIENCE_SECONDS,
+) -> Any:
     """Wait until `check` gives something true; it is asked every so many seconds."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + patience
     while not (found := check()):
-        assert time.monotonic() < deadline, f"{what}: not within {PATIENCE_SECONDS:g} s"
+        assert time.monotonic() < deadline, f"{what}: not within {patience:g} s"
         time.sleep(every)
     return found
 

@@ -36,7 +36,7 @@ def wake(engine: Engine, url: str, sizes: Sizes) -> dict[str, Any]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="mend-bench-") as folder:
         home = Path(folder)
-        source, editor = _tiny(home)
+        source, editor = tiny_model(home)
         model_id = register(engine, "wake", source, editor)
         with worker(url, home, "wake"):
             taken = [_once(engine, model_id, turn) for turn in range(WARM + sizes.wakes)][WARM:]
@@ -63,7 +63,7 @@ def _once(engine: Engine, model_id: int, turn: int) -> float:
     return float((claimed - began).total_seconds())
 
 
-def _tiny(home: Path) -> tuple[Path, Path]:
+def tiny_model(home: Path) -> tuple[Path, Path]:
     """A tiny Llama and an untrained editor for it."""
     source = save_base(tiny_base("llama"), home / "model")
     base = load_base(source)

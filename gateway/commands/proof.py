@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from gateway.commands.requests import ModelOption
 from gateway.output import JsonOption, complain, emit, plain, print_json, print_table, say
 from gateway.session import actor, open_session
 from ledger import audit
 from ledger import doctor as checks
 from service import waiting
 from service.errors import UserError
+from service.session import find_model, find_version
 
 app = typer.Typer(rich_markup_mode="markdown")
 audit_app = typer.Typer(
@@ -145,22 +148,58 @@ def audit_checkpoint(as_json: JsonOption = False) -> None:
 
 @audit_app.command(name="events")
 def audit_events(
+    *,
+    edit: Annotated[int | None, typer.Option("--edit", help="Only about this edit.")] = None,
+    version: Annotated[
+        str | None, typer.Option("--version", help="Only about this version (number or alias).")
+    ] = None,
+    model: ModelOption = None,
+    kind: Annotated[
+        list[str] | None, typer.Option("--kind", help="Only of this kind; repeatable.")
+    ] = None,
+    by: Annotated[str | None, typer.Option("--by", help="Only of this person or worker.")] = None,
+    since: Annotated[datetime | None, typer.Option(help="From this time on (UTC).")] = None,
+    until: Annotated[datetime | None, typer.Option(help="Before this time (UTC).")] = None,
     after: Annotated[int, typer.Option(min=0, help="Only events after this number.")] = 0,
+    oldest: Annotated[bool, typer.Option("--oldest", help="Oldest first.")] = False,
     limit: Annotated[int, typer.Option(min=1, help="How many.")] = 50,
     as_json: JsonOption = False,
 ) -> None:
-    """List events.
+    """List events, newest first.
 
-    Example: `mend audit events --after 100`
+    Examples:
+    `mend audit events --edit 12`
+
+    `mend audit events --kind edit.rejected --by ana --since 2026-11-01`
+
+    `mend audit events --version production`
+
+    `mend audit events --after 100 --oldest`
     """
     with open_session() as session, session.transaction() as connection:
-        found = audit.events(connection, after=after, limit=limit)
+        # Without --model, events of every model; a version has a number only within one.
+        chosen = find_model(connection, model) if model or version else None
+        found = audit.events(
+            connection,
+            after=after,
+            limit=limit,
+            model_id=None if chosen is None else chosen.id,
+            kinds=kind or None,
+            edit_id=edit,
+            version=None
+            if chosen is None or version is None
+            else find_version(connection, chosen, version),
+            actor=by,
+            since=since and since.replace(tzinfo=UTC),
+            until=until and until.replace(tzinfo=UTC),
+            newest_first=not oldest,
+        )
     emit(
         found,
         as_json,
         lambda: print_table(
-            ("seq", "at", "event", "by", "subject"),
-            [(e.seq, e.at, e.kind, e.actor, e.subject) for e in found],
+            ("seq", "at", "event", "by", "subject", "reason"),
+            [(e.seq, e.at, e.kind, e.actor, e.subject, e.data.get("reason")) for e in found],
             title="Audit trail",
         ),
     )

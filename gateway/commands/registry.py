@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import typer
 
 from gateway.commands.requests import ModelOption, ReasonOption
-from gateway.output import JsonOption, emit, print_table, say, short
+from gateway.output import JsonOption, emit, plain, print_table, say, short
 from gateway.session import actor, open_session
 from ledger import aliases, versions
-from ledger.records import AliasMove, Version
-from service.session import find_model, find_version
+from ledger.records import AliasMove, Model, Version
+from service import promotion
+from service.errors import UserError
+from service.promotion import Foreseen
+from service.session import Session, find_model, find_version
 
 app = typer.Typer(rich_markup_mode="markdown")
 
@@ -111,20 +115,86 @@ def lineage(
     )
 
 
+YesOption = Annotated[
+    bool, typer.Option("--yes", "-y", help="Don't ask, also where facts leave production.")
+]
+SHOWN = 10
+"""Edits of each list that are shown to a person; of the rest, how many."""
+
+
 def _say_move(move: AliasMove, as_json: bool) -> None:
+    emit(move, as_json, lambda: say(_moved(move)))
+
+
+def _moved(move: AliasMove) -> str:
     came = "" if move.from_number is None else f" (was {move.from_number})"
-    emit(move, as_json, lambda: say(f"{move.alias} is now version {move.to_number}{came}."))
+    return f"{move.alias} is now version {move.to_number}{came}."
+
+
+def _say_foreseen(foreseen: Foreseen) -> None:
+    """Tells what a move of production would change, before it is made."""
+    move, candidate = foreseen.move, foreseen.candidate
+    say(f"production: version {move.from_number} → {move.to_number}")
+    if candidate is not None:
+        say(f"candidate:  version {candidate.from_number} → {candidate.to_number}")
+    for title, changes in (
+        ("Come into production", foreseen.comes),
+        ("Give way to a newer edit of the same fact", foreseen.replaced),
+        ("Leave production", foreseen.leaves),
+        ("Were not live and will be reverted", foreseen.reverted),
+    ):
+        if not changes:
+            continue
+        say(f"{title} ({len(changes)}):")
+        for one in changes[:SHOWN]:
+            say(f"  {one.id}  {one.prompt} → {one.target}")
+        if len(changes) > SHOWN:
+            say(f"  and {len(changes) - SHOWN} more")
+
+
+def _move_production(
+    session: Session, chosen: Model, move: promotion.Move, *, yes: bool, as_json: bool
+) -> None:
+    """Tells what the move changes, asks where facts go, and makes it.
+
+    Raises:
+        UserError: Facts would go, and there is nobody to ask.
+    """
+    with session.transaction() as connection:
+        foreseen = promotion.foresee(connection, chosen, move)
+    if not as_json:
+        _say_foreseen(foreseen)
+    if foreseen.asks and not yes:
+        if as_json or not sys.stdin.isatty():
+            raise UserError(
+                f"{len(foreseen.leaves)} facts would leave production and "
+                f"{len(foreseen.reverted)} more would be reverted; nothing was changed; "
+                "say --yes if that is meant"
+            )
+        if not typer.confirm("Go on?", err=True):
+            say("Nothing was changed.")
+            raise typer.Exit(1)
+    with session.transaction() as connection:
+        made = move(connection, foreseen.seen)
+    told = plain(foreseen)
+    del told["move"], told["seen"]
+    emit(plain(made) | told, as_json, lambda: say(_moved(made)))
 
 
 @app.command()
 def promote(
+    *,
     version: VersionName = "candidate",
     reason: ReasonOption = "promoted by hand",
     approved_by: ApproverOption = None,
+    yes: YesOption = False,
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Put a proven version into production.
+
+    Says first which edits come and which leave. Where facts leave and no newer edit takes their
+    place, it asks, or wants `--yes` where nobody can be asked.
 
     A version whose gate did not pass is refused; an approver can override it with
     `mend gate override`.
@@ -134,48 +204,46 @@ def promote(
 
     `mend promote 7 --reason "release 2026-11" --approved-by ana`
     """
-    with open_session() as session, session.transaction() as connection:
-        chosen = find_model(connection, model)
-        move = aliases.promote(
-            connection,
-            chosen.id,
-            find_version(connection, chosen, version).id,
-            actor=actor(),
-            reason=reason,
-            approved_by=approved_by,
+    with open_session() as session:
+        with session.transaction() as connection:
+            chosen = find_model(connection, model)
+            target = find_version(connection, chosen, version)
+        move = promotion.promotion(
+            chosen, target, actor=actor(), reason=reason, approved_by=approved_by
         )
-    _say_move(move, as_json)
+        _move_production(session, chosen, move, yes=yes, as_json=as_json)
 
 
 @app.command()
 def rollback(
+    *,
     version: Annotated[
         str | None, typer.Argument(help="Where to; left out: what production was before.")
     ] = None,
     reason: ReasonOption = "rolled back by hand",
     approved_by: ApproverOption = None,
+    yes: YesOption = False,
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Take production back to an earlier version.
 
+    Says first which edits come and which leave, and asks where facts leave (or wants `--yes`). The
+    candidate goes along. Each further rollback goes further back.
+
     Examples:
     `mend rollback`
 
-    `mend rollback 3 --reason "complaints about edit 41"`
+    `mend rollback 3 --yes --reason "complaints about edit 41"`
     """
-    with open_session() as session, session.transaction() as connection:
-        chosen = find_model(connection, model)
-        target = None if version is None else find_version(connection, chosen, version).id
-        move = aliases.rollback(
-            connection,
-            chosen.id,
-            to_version_id=target,
-            actor=actor(),
-            reason=reason,
-            approved_by=approved_by,
+    with open_session() as session:
+        with session.transaction() as connection:
+            chosen = find_model(connection, model)
+            target = None if version is None else find_version(connection, chosen, version)
+        move = promotion.rollback(
+            chosen, target, actor=actor(), reason=reason, approved_by=approved_by
         )
-    _say_move(move, as_json)
+        _move_production(session, chosen, move, yes=yes, as_json=as_json)
 
 
 alias_app = typer.Typer(
@@ -216,13 +284,24 @@ def alias_set(
     version: VersionName,
     reason: ReasonOption = "moved by hand",
     approved_by: ApproverOption = None,
+    yes: YesOption = False,
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make or move an alias.
+    """Make or move an alias. Setting `production` is `mend promote`.
 
     Example: `mend alias set canary 7 --reason "5 % of traffic"`
     """
+    if name == aliases.PRODUCTION:
+        promote(
+            version=version,
+            reason=reason,
+            approved_by=approved_by,
+            yes=yes,
+            model=model,
+            as_json=as_json,
+        )
+        return
     with open_session() as session, session.transaction() as connection:
         chosen = find_model(connection, model)
         move = aliases.move(

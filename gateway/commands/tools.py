@@ -15,7 +15,7 @@ from service.errors import UserError
 app = typer.Typer(rich_markup_mode="markdown")
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
-BENCHES = ("editors", "editing", "queue", "versions")
+BENCHES = ("asking", "editors", "editing", "queue", "versions")
 
 
 def hand_over(module: str, arguments: list[str], *, needs_ledger: bool = False) -> None:
@@ -60,7 +60,9 @@ def serve(
 @app.command(context_settings={**PASS_ON, "help_option_names": []})
 def bench(
     ctx: typer.Context,
-    what: Annotated[str | None, typer.Argument(help="editors, editing, queue or versions.")] = None,
+    what: Annotated[
+        str | None, typer.Argument(help="asking, editors, editing, queue or versions.")
+    ] = None,
 ) -> None:
     """Run the project's benchmarks; every number in the README comes from one.
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mend_core.models import Matrix
 from mend_core.models.tail import Tail
+from mend_core.safepoints import safe_point
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ def find_values(
     moments = {name: (torch.zeros_like(v), torch.zeros_like(v)) for name, v in values.items()}
     last = torch.full((len(contexts), count), torch.inf, device=device)
     for step in range(search.steps):
+        safe_point()
         going = (~(last.amax(0) < search.enough)).nonzero()[:, 0]
         if len(going) == 0:
             break

@@ -24,6 +24,7 @@ from mend_core.factors.rows import Rows
 from mend_core.models.base import Base, Matrix
 from mend_core.models.encode import Encoded, encode_edits, prompt_text
 from mend_core.models.prefix import PrefixCache, forward
+from mend_core.safepoints import safe_point
 
 Tokens = Literal["all", "answer", "subject"]
 
@@ -181,6 +182,7 @@ def extract(
     if encoded is not None:
         # Sequences of like length share a batch: less padding, the same rows.
         for chosen in _batches(encoded.attention_mask.sum(1).cpu(), batch_size):
+            safe_point()
             mine = [numbers[place] for place in chosen.tolist()]
             part = encoded.pick(chosen.to(base.device))
             losses = _extract_batch(job, mine, part, parts)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mend_core.errors import NoSuchMatrix
 from mend_core.models.base import Base, Matrix
+from mend_core.safepoints import set_aside
 
 
 def matrix_of(base: Base, name: str, shape: tuple[int, ...] | None = None) -> Matrix:
@@ -45,6 +46,7 @@ class Overlay:
     def __init__(self, base: Base) -> None:
         self.base = base
         self.active: frozenset[str] = frozenset()
+        self._weights: Mapping[str, Tensor] = {}
         self._originals: dict[str, Tensor] = {}
 
     @torch.no_grad()
@@ -70,6 +72,7 @@ class Overlay:
             weight = weights[name]
             parameter.data.copy_(weight.t() if matrix.transposed else weight)
         self.active = frozenset(weights)
+        self._weights = weights
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -77,17 +80,40 @@ class Overlay:
         for name in self.active:
             matrix_of(self.base, name).parameter.data.copy_(self._originals[name])
         self.active = frozenset()
+        self._weights = {}
+
+    @contextmanager
+    def in_place(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """These weights for the length of the block, the base's before and after.
+
+        What runs at a safe point inside finds the base's own weights.
+
+        Raises:
+            NoSuchMatrix: See `activate`.
+        """
+        try:
+            self.activate(weights)
+            with set_aside(self._aside):
+                yield
+        finally:
+            self.restore()
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """The base's bytes for the length of the block, then what was in place again."""
+        weights = self._weights
+        self.restore()
+        try:
+            yield
+        finally:
+            self.activate(weights)
 
 
 @contextmanager
 def overlay(base: Base, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """The model with these weights for the length of the block; exact bytes back afterwards."""
-    swapped = Overlay(base)
-    try:
-        swapped.activate(weights)
+    with Overlay(base).in_place(weights):
         yield
-    finally:
-        swapped.restore()
 
 
 @contextmanager

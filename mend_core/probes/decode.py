@@ -25,6 +25,7 @@ from mend_core.models.base import Base
 from mend_core.models.encode import IGNORE, Encoded
 from mend_core.models.generate import stop_tokens
 from mend_core.models.prefix import PrefixCache, forward
+from mend_core.safepoints import safe_point
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +181,7 @@ def sparing(base: Base, keep: Tensor) -> Iterator[None]:
 
 def kept_logits(base: Base, tracks: Sequence[Track], prefix: PrefixCache | None) -> Tensor:
     """Logits (sum of the tracks' lengths, vocabulary) fp32 at every predicting position."""
+    safe_point()
     encoded, keep = encode_tracks(base, tracks)
     # Filled before the last MLP is restrained: the cache may run the model itself.
     if prefix is not None:
@@ -275,6 +277,7 @@ def go_on(
     going = [not goal.reached(answer, stops) for goal, answer in zip(goals, answers, strict=True)]
     cache: Any = None
     while any(going):
+        safe_point()
         out = base.model(
             input_ids=ids,
             attention_mask=mask,

@@ -36,6 +36,7 @@ from mend_core.probes.suites import (
     ProbeSuite,
 )
 from mend_core.probes.verdicts import answers, contains, healthy, repetition, squeeze, unchanged
+from mend_core.safepoints import safe_point
 
 SCORING = 1
 """Raise where a model would get other results for the same items; kept results hang on it."""
@@ -173,6 +174,7 @@ class Scorer:
         texts = [a for a in asked_items if a.item.kind is ProbeKind.PERPLEXITY]
         with self._in_place(weights):
             for batch in batches(questions, self.batch_size):
+                safe_point()
                 run = self._classify if self.base.kind == "classifier" else self._ask
                 for result in run(
                     batch, guesses, prefix, base_run=weights is None, complete=complete
@@ -193,11 +195,8 @@ class Scorer:
         if weights is None:
             yield
             return
-        self._overlay.activate(weights)
-        try:
+        with self._overlay.in_place(weights):
             yield
-        finally:
-            self._overlay.restore()
 
     def _prefix_for(self, weights: Mapping[str, Tensor] | None) -> PrefixCache | None:
         """A cache that ends before the first changed block; states past it would be the base's."""

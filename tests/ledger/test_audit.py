@@ -152,3 +152,23 @@ def test_every_leaf_of_every_tree_has_a_proof(size, data):
 def test_keys_outside_ascii_are_refused(desk):
     with pytest.raises(ValueError, match="ASCII"):
         desk.do(audit.append, "x", actor="a", data={"schlüssel": 1})
+
+
+def test_events_are_found_by_who_when_and_what_they_are_about(desk):
+    ann = desk.submit("Fact a is", "A", actor="ann").edit_id
+    bob = desk.submit("Fact b is", "B", actor="bob").edit_id
+    version = desk.round()
+
+    def kinds(**filters):
+        return [event.kind for event in desk.do(audit.events, **filters)]
+
+    assert kinds(actor="bob") == ["edit.submitted"]
+    assert kinds(actor="ann", edit_id=bob) == []
+    found = desk.do(audit.events, version=version)
+    assert {"version.committed", "gate.recorded", "alias.promote"} <= {e.kind for e in found}
+    assert not {e.kind for e in found} & {"edit.submitted", "batch.claimed"}
+    [first] = desk.do(audit.events, kinds=["edit.submitted"], edit_id=ann)
+    assert kinds(until=first.at, kinds=["edit.submitted"]) == []
+    assert kinds(since=first.at, kinds=["edit.submitted"]) == ["edit.submitted"] * 2
+    newest = desk.do(audit.events, newest_first=True, limit=1)[0]
+    assert newest.seq == desk.do(audit.last)

@@ -232,3 +232,39 @@ def test_a_proof_stands_only_as_long_as_the_parents(desk):
     assert fourth.parent_number == first.number
     desk.do(aliases.rollback, desk.model_id, actor="op", reason="and back")
     healthy(desk)
+
+
+def test_each_rollback_goes_further_back_and_says_where_the_line_begins(desk):
+    made = []
+    for number in range(3):
+        desk.submit(f"Fact {number} is", "T")
+        made.append(desk.round())
+
+    def back(to=None):
+        move = desk.do(
+            aliases.rollback,
+            desk.model_id,
+            to_version_id=None if to is None else to.id,
+            actor="op",
+            reason="odd",
+        )
+        return move.to_number
+
+    assert [back(), back()] == [2, 1]
+    # Promoted twice, the same version is two steps of the line; no step is gone forth again.
+    desk.promote(made[2].id)
+    desk.promote(made[0].id)
+    assert desk.do(versions.find, desk.model_id, "previous").number == 3
+    assert [back(), back(), back()] == [3, 1, 0]
+    for ask in (back, lambda: desk.do(versions.find, desk.model_id, "previous")):
+        with pytest.raises(NoSuchVersion, match="first version, 0"):
+            ask()
+    # A rollback to a version outside the line is a step forward in it.
+    assert back(made[1]) == 2
+    assert back() == 0
+    healthy(desk)
+
+
+def test_production_that_never_moved_has_nothing_before_it(desk):
+    with pytest.raises(NoSuchVersion, match="never another version"):
+        desk.do(aliases.rollback, desk.model_id, actor="op", reason="odd")

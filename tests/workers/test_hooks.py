@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import json
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -52,13 +53,17 @@ def receive():
         receiver.server.server_close()
 
 
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch):
-    monkeypatch.setattr(hooks, "FIRST_PAUSE_SECONDS", 0.01)
+@pytest.fixture
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(hooks, "FIRST_PAUSE_SECONDS", 0.0)
+
+
+def hook_jobs(service):
+    return [job for job in service.do(jobs.list_jobs) if job.kind == "hook"]
 
 
 def test_a_promotion_calls_the_webhook_signed_and_tries_again(
-    make_service, inside, receive, monkeypatch
+    make_service, inside, receive, monkeypatch, no_pauses
 ):
     monkeypatch.setenv("MEND_HOOK_SECRET", "s3cret")
     receiver = receive(failures=2)
@@ -66,7 +71,8 @@ def test_a_promotion_calls_the_webhook_signed_and_tries_again(
     context = inside(service)
     service.submit(tiny.facts(2))
     pipeline.drain(context)
-    pipeline.drain(context, sweep_first=True)
+    for _ in range(2):
+        pipeline.drain(context, sweep_first=True)
     assert len(receiver.seen) == 3
     path, headers, body = receiver.seen[-1]
     assert path == "/in"
@@ -99,7 +105,7 @@ def test_a_rollback_by_a_person_is_delivered_at_the_next_sweep(make_service, ins
     pipeline.drain(context)
     link = context.config.aliases / "tiny" / "production"
     assert (link / "adapter_config.json").exists()
-    path, _, body = receiver.seen[-1]
+    [(path, _, body)] = receiver.seen
     assert path == "/v1/load_lora_adapter"
     assert json.loads(body)["lora_name"] == "facts"
     service.do(lambda c: aliases.rollback(c, service.model.id, actor="ann", reason="look"))
@@ -114,7 +120,7 @@ def test_a_hook_nobody_takes_fails_its_job_and_says_so(make_service, inside, rec
     context = inside(service)
     service.submit(tiny.facts(1))
     pipeline.drain(context)
-    (job,) = [j for j in service.do(jobs.list_jobs) if j.kind == "hook"]
+    [job] = hook_jobs(service)
     assert job.state is JobState.FAILED
     assert receiver.url in job.error
     assert "503" in job.error
@@ -124,19 +130,20 @@ def test_a_receiver_that_was_away_is_told_later_and_a_dead_one_not_for_ever(
     make_service, inside, receive, monkeypatch
 ):
     monkeypatch.setenv("MEND_HOOK_SECRET", "s3cret")
-    monkeypatch.setattr(hooks, "ROUNDS", 3)
-    receiver = receive(failures=2 * hooks.TRIES)
+    monkeypatch.setattr(hooks, "TRIES", 3)
+    monkeypatch.setattr(hooks, "FIRST_PAUSE_SECONDS", 3600.0)
+    receiver = receive(failures=2)
     service = make_service(settings={"hooks": [{"kind": "webhook", "url": receiver.url}]})
     context = inside(service)
     service.submit(tiny.facts(1))
     pipeline.drain(context)
     pipeline.drain(context, sweep_first=True)
-    assert len(receiver.seen) == hooks.TRIES  # it is not time yet
-    monkeypatch.setattr(hooks, "ROUND_PAUSE_SECONDS", 0.0)
+    assert len(receiver.seen) == 1  # it is not time yet
+    monkeypatch.setattr(hooks, "FIRST_PAUSE_SECONDS", 0.0)
     for _ in range(3):
         pipeline.drain(context, sweep_first=True)
-    assert len(receiver.seen) == 2 * hooks.TRIES + 1
-    states = [j.state for j in service.do(jobs.list_jobs) if j.kind == "hook"]
+    assert len(receiver.seen) == 3
+    states = [job.state for job in hook_jobs(service)]
     assert states == [JobState.DONE, JobState.FAILED, JobState.FAILED]
     dead = receive(failures=99)
     service.do(
@@ -151,7 +158,31 @@ def test_a_receiver_that_was_away_is_told_later_and_a_dead_one_not_for_ever(
     service.do(lambda c: aliases.rollback(c, service.model.id, actor="ann", reason="look"))
     for _ in range(5):
         pipeline.drain(context, sweep_first=True)
-    assert len(dead.seen) == hooks.ROUNDS * hooks.TRIES
+    assert len(dead.seen) == hooks.TRIES
+
+
+def test_a_receiver_that_never_answers_costs_one_short_wait_and_others_are_told_once(
+    make_service, inside, receive, monkeypatch, no_pauses
+):
+    monkeypatch.setenv("MEND_HOOK_SECRET", "s3cret")
+    monkeypatch.setattr(hooks, "TIMEOUT_SECONDS", 0.2)
+    receiver = receive()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(0.0)
+        urls = [f"http://127.0.0.1:{silent.getsockname()[1]}/", receiver.url]
+        service = make_service(
+            settings={"hooks": [{"kind": "webhook", "url": url} for url in urls]}
+        )
+        context = inside(service)
+        service.submit(tiny.facts(1))
+        pipeline.drain(context)
+        assert {job.state for job in hook_jobs(service)} == {JobState.DONE, JobState.FAILED}
+        silent.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            silent.accept()  # nobody came a second time
+        pipeline.drain(context, sweep_first=True)
+    assert len(receiver.seen) == 1
+    assert [job.state for job in hook_jobs(service)].count(JobState.FAILED) == 2
 
 
 def test_the_first_move_of_an_alias_of_the_users_own_is_told(make_service, inside):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -66,11 +66,13 @@ def handler_of(kind: str) -> Handler:
     return found
 
 
-def run_one(context: Context) -> bool:
-    """Claim and run one job; False where none is waiting."""
+def run_one(context: Context, kinds: Sequence[str] | None = None) -> bool:
+    """Claim and run one job (of `kinds`); False where none is waiting."""
     asked_at = time.monotonic()
     job = context.transact(
-        lambda conn: job_rows.claim(conn, context.worker, ttl=context.config.lease_seconds)
+        lambda conn: job_rows.claim(
+            conn, context.worker, kinds=kinds, ttl=context.config.lease_seconds
+        )
     )
     if job is None:
         return False
