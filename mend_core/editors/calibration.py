@@ -5,6 +5,7 @@ from __future__ import annotations
 from mend_core.datasets.edit import Edit, PromptAnswer
 from mend_core.models import Base, greedy
 from mend_core.models.sample import sampled
+from mend_core.progress import Progress, unheard
 
 _OPENINGS = (
     "Once upon a time there was",
@@ -243,7 +244,9 @@ def ordinary_texts(base: Base, *, tokens: int = 40) -> list[str]:
     return asked + [f"{a} {b}" for a, b in zip(_OPENINGS, said, strict=True)]
 
 
-def sampled_texts(base: Base, times: int, *, tokens: int = 100, seed: int = 0) -> list[str]:
+def sampled_texts(
+    base: Base, times: int, *, tokens: int = 100, seed: int = 0, progress: Progress = unheard
+) -> list[str]:
     """Ordinary text with more variety than the likeliest: what `base` may say after our openings.
 
     Args:
@@ -251,7 +254,8 @@ def sampled_texts(base: Base, times: int, *, tokens: int = 100, seed: int = 0) -
         times: Texts per opening.
         tokens: Most new tokens of each.
         seed: Of the draw.
+        progress: Called with a short text and a fraction in [0, 1].
     """
     openings = list(_OPENINGS) * times
-    said = sampled(base, openings, max_new_tokens=tokens, seed=seed)
+    said = sampled(base, openings, max_new_tokens=tokens, seed=seed, progress=progress)
     return [a + b for a, b in zip(openings, said, strict=True)]
