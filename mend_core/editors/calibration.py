@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mend_core.datasets.edit import Edit, PromptAnswer
 from mend_core.models import Base, greedy
 from mend_core.models.sample import sampled
@@ -241,7 +243,7 @@ def ordinary_texts(base: Base, *, tokens: int = 40) -> list[str]:
     asked = [text for edit in calibration_edits() for text in (edit.prompt, *edit.paraphrases)]
     asked += [form.format(name) for forms, names in _FORMS for form in forms for name in names]
     said = greedy(base, _OPENINGS, max_new_tokens=tokens)
-    return asked + [f"{a} {b}" for a, b in zip(_OPENINGS, said, strict=True)]
+    return _askable(base, asked + [f"{a} {b}" for a, b in zip(_OPENINGS, said, strict=True)])
 
 
 def sampled_texts(
@@ -258,4 +260,10 @@ def sampled_texts(
     """
     openings = list(_OPENINGS) * times
     said = sampled(base, openings, max_new_tokens=tokens, seed=seed, progress=progress)
-    return [a + b for a, b in zip(openings, said, strict=True)]
+    return _askable(base, [a + b for a, b in zip(openings, said, strict=True)])
+
+
+def _askable(base: Base, texts: Sequence[str]) -> list[str]:
+    """The texts that fit the context: what a base says can take more tokens when it is read."""
+    lengths = [len(ids) for ids in base.tokenizer(list(texts), verbose=False)["input_ids"]]
+    return [t for t, n in zip(texts, lengths, strict=True) if n <= base.max_length]

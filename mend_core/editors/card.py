@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mend_core.editors.base import FactorEditor
+from mend_core.factors import platform_tag
 from mend_core.files import write_atomic
+from mend_core.models import Base
 
 
 def card_path(editor: Path) -> Path:
@@ -29,13 +32,37 @@ def read_card(editor: Path, digest: str) -> dict[str, Any]:
     return card if isinstance(card, dict) and card.get("editor") == digest else {}
 
 
+def made_card(base: Base, editor: FactorEditor) -> dict[str, Any]:
+    """What a card says of any editor made for a base without training."""
+    return {
+        "editor": editor.digest,
+        "kind": editor.kind,
+        "base": base.digest,
+        "platform": platform_tag(),
+        "settings": editor.state()[0][editor.kind],
+        "matrices": list(editor.matrices),
+    }
+
+
 def write_card(editor: Path, card: Mapping[str, Any]) -> None:
-    """Write the card of a made editor, as JSON and for people.
+    """Write an editor's card beside its file.
 
     Raises:
         StoreError: The folder cannot be written.
     """
     write_atomic(card_path(editor), (json.dumps(card, indent=1) + "\n").encode())
+
+
+def write_page(editor: Path, card: Mapping[str, Any]) -> None:
+    """Write the card of a made editor for people.
+
+    Args:
+        editor: The editor's file.
+        card: `made_card`, and how the command made it.
+
+    Raises:
+        StoreError: The folder cannot be written.
+    """
     write_atomic(editor.with_suffix(".md"), _markdown(editor.stem, card).encode())
 
 

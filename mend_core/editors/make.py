@@ -21,11 +21,10 @@ from mend_core.arguments import count
 from mend_core.datasets import Edit, read_edits
 from mend_core.digests import file_digest
 from mend_core.editors.base import FactorEditor
-from mend_core.editors.card import card_path, write_card
+from mend_core.editors.card import card_path, made_card, write_card, write_page
 from mend_core.editors.making import MADE_KINDS, SAMPLED, make_editor
 from mend_core.editors.wordings import Wordings
 from mend_core.errors import DataError, EditorError, MendError
-from mend_core.factors import platform_tag
 from mend_core.files import check_writable
 from mend_core.models import Base, load_base
 from mend_core.progress import part
@@ -80,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             base, editor = _make(given, progress)
         digest = editor.save(given.out)
         seconds = round(time.monotonic() - started, 1)
-        write_card(given.out, _card(given, base, editor, digest, seconds))
+        card = _card(given, base, editor, seconds)
+        write_card(given.out, card)
+        write_page(given.out, card)
     except (MendError, OSError) as error:
         console.print(f"error: {error}", markup=False, soft_wrap=True)
         return USER_ERROR
@@ -125,19 +126,13 @@ def _make(given: argparse.Namespace, progress: _Progress) -> tuple[Base, FactorE
 
 
 def _card(
-    given: argparse.Namespace, base: Base, editor: FactorEditor, digest: str, seconds: float
+    given: argparse.Namespace, base: Base, editor: FactorEditor, seconds: float
 ) -> dict[str, object]:
     """What is to be known of the editor; paths of the machine stay out."""
-    return {
-        "editor": digest,
-        "kind": editor.kind,
-        "base": base.digest,
+    return made_card(base, editor) | {
         "base_source": _plain(given.model),
         "bytes": given.out.stat().st_size,
         "command": _command(given),
-        "platform": platform_tag(),
-        "settings": editor.state()[0][editor.kind],
-        "matrices": list(editor.matrices),
         "data": _data(given.protect),
         "wordings": _data(given.wordings) if given.wordings else None,
         "seconds": seconds,

@@ -19,7 +19,7 @@ MADE_KINDS = ("ultra", "subject")
 SAMPLED = 5
 """Texts drawn from the base per opening, unless asked otherwise."""
 
-DRAWN = 0.3
+DRAWN = 0.45
 """Share of the time of making a subject editor that drawing text takes."""
 
 

@@ -45,7 +45,7 @@ from mend_core.progress import Progress, part, unheard
 CHUNK = 32
 """Edits optimised together."""
 
-READ, MINDED = 0.2, 0.5
+READ, MINDED = 0.15, 0.65
 """Shares of the time `create` takes: reading text, and measuring what the base minds."""
 
 
