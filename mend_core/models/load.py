@@ -26,7 +26,7 @@ from mend_core.files import full_disk, write_atomic
 from mend_core.models.base import Base
 from mend_core.models.families import family_of
 from mend_core.models.identity import forward_settings, read_config
-from mend_core.models.shipped import SMOLLM2, cache_root, smollm2_folder
+from mend_core.models.shipped import SMOLLM2, SMOLLM2_HUB_ID, cache_root, smollm2_folder
 from mend_core.progress import Progress, part, unheard
 
 _DTYPES = {
@@ -137,6 +137,14 @@ def resolve(source: str | Path, progress: Progress = unheard) -> Path:
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
         raise ModelNotFound(f"no folder at {name!r}; give a Hugging Face folder or {SMOLLM2!r}")
     return _from_hub(name)
+
+
+def published_source(base: Base) -> str:
+    """Where others find a base: its hub id, or the absolute folder it was loaded from."""
+    if base.source == SMOLLM2:
+        return SMOLLM2_HUB_ID
+    folder = Path(base.source).expanduser()
+    return str(folder.absolute()) if base.source and folder.is_dir() else base.source
 
 
 def _from_hub(name: str) -> Path:

