@@ -4,6 +4,7 @@ FROM python:3.13-slim
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /app
 COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY mend mend
 COPY mend_core mend_core
 COPY ledger ledger
 COPY workers workers

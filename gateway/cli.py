@@ -103,7 +103,7 @@ COMMANDS: dict[str, Entry] = {
         "tools", VERSIONS, "Serve versions over an OpenAI-style HTTP API, hot-swapped on promotion."
     ),
     "model": Entry("models", MODELS, "Register models, list and configure them."),
-    "editor": Entry("models", MODELS, "Train, register and list editors."),
+    "editor": Entry("models", MODELS, "Make, train, register and list editors."),
     "suite": Entry("models", MODELS, "Add probe suites to a model and list them."),
     "bench": Entry(
         "tools", MODELS, "Run the project's benchmarks; every number in the README comes from one."

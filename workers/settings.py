@@ -72,6 +72,11 @@ class Settings:
         return self.home / "store" / "versions"
 
     @property
+    def editors(self) -> Path:
+        """Folder of the registered editors, named by digest."""
+        return self.home / "store" / "editors"
+
+    @property
     def suites(self) -> Path:
         """Folder of the probe suites, named by digest."""
         return self.home / "store" / "suites"

@@ -12,7 +12,7 @@ from rich.status import Status
 from gateway.commands.models import read_items
 from gateway.commands.registry import VersionName
 from gateway.commands.requests import ModelOption, ReasonOption
-from gateway.output import JsonOption, emit, err, out, print_json, print_table, say, short
+from gateway.output import JsonOption, emit, err, note, out, print_json, print_table, say, short
 from gateway.session import actor, open_session
 from ledger import jobs, retention
 from ledger.records import Job
@@ -33,8 +33,11 @@ def carry_out(
     timeout: float,
     doing: str,
     versions: tuple[str, ...] = (),
+    then: str = "`mend jobs` shows it",
 ) -> dict[str, Any]:
     """Has a worker carry out a job, with a spinner, and returns its result.
+
+    Ctrl-C ends the wait, not the job, and that is said.
 
     Args:
         kind: The job.
@@ -43,6 +46,7 @@ def carry_out(
         timeout: Seconds.
         doing: What the spinner says.
         versions: Versions which must exist; checked here, so that a typo fails at once.
+        then: Where its result will be found by those who stop waiting.
 
     Raises:
         UserError: No worker is alive, or the job failed.
@@ -54,15 +58,14 @@ def carry_out(
             for name in versions:
                 find_version(connection, chosen, name)
         with Status(f"{doing} …", console=err) as status:
-            return waiting.run_job(
-                session,
-                kind,
-                payload,
-                model_id=chosen.id,
-                actor=actor(),
-                timeout=timeout,
-                tell=lambda line: status.update(f"{doing} … {line}"),
-            )
+            job = waiting.submit_job(session, kind, payload, model_id=chosen.id, actor=actor())
+            try:
+                return waiting.for_job(
+                    session, job, timeout, lambda line: status.update(f"{doing} … {line}")
+                )
+            except KeyboardInterrupt:
+                note(f"job {job.id} ({kind}) goes on in the worker; {then}")
+                raise
 
 
 @app.command()
@@ -245,6 +248,7 @@ def export(
         timeout=timeout,
         doing="exporting",
         versions=(version,),
+        then=f"the folder appears at {target} when it is done",
     )
     emit(result, as_json, lambda: _say_result({"folder": str(target), **result}))
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.status import Status
 
+from gateway.commands import editors
 from gateway.commands.requests import ModelOption, ReasonOption
 from gateway.commands.tools import PASS_ON, hand_over
 from gateway.items import parse_items
@@ -29,8 +30,11 @@ model_app = typer.Typer(
     no_args_is_help=True,
 )
 editor_app = typer.Typer(
-    help="Train, register and list editors.", rich_markup_mode="markdown", no_args_is_help=True
+    help="Make, train, register and list editors.",
+    rich_markup_mode="markdown",
+    no_args_is_help=True,
 )
+editor_app.add_typer(editors.app)
 suite_app = typer.Typer(
     help="""Add probe suites to a model and list them.
 
@@ -58,7 +62,11 @@ def model_register(
         str, typer.Option(help="`smollm2` (shipped), a Hugging Face folder, or a hub id.")
     ],
     editor: Annotated[
-        str, typer.Option(help="An editor file; `shipped` takes ours for this base.")
+        str,
+        typer.Option(
+            help="An editor file; `shipped` takes ours for this base; `ultra` (seconds) or "
+            "`subject` (minutes) makes one for any base."
+        ),
     ] = "shipped",
     policy: Annotated[
         str, typer.Option(help="Gate policy: `default`, `demo`, or a YAML file.")
@@ -79,6 +87,8 @@ def model_register(
     Examples:
     `mend model register smol --source smollm2`
 
+    `mend model register mine --source ./my-gpt2 --editor ultra`
+
     `mend model register prod --source /models/llama --editor editors/llama.safetensors
     --policy policy.yaml --suite golden.jsonl --approval`
     """
@@ -93,7 +103,8 @@ def model_register(
     payload |= policy_payload(policy)
     if suite is not None:
         payload["suite"] = read_items(suite)
-    with open_session() as session, Status("loading the base …", console=err):
+    doing = f"making an editor ({editor})" if editor in editors.MADE_KINDS else "loading the base"
+    with open_session() as session, Status(f"{doing} …", console=err):
         result = waiting.run_job(
             session, "register", payload, model_id=None, actor=actor(), timeout=timeout
         )
@@ -103,6 +114,8 @@ def model_register(
         say(f"  base    {result['source']} {short(result['base_digest'])}")
         say(f"  editor  {result['editor']} {short(result['editor_digest'])}")
         say(f"  policy  {result['policy']}: {result['policy_says']}")
+        for warning in result["warnings"]:
+            note(warning)
 
     emit(result, as_json, human)
 
@@ -130,12 +143,15 @@ def policy_payload(policy: str) -> dict[str, str]:
 
 
 def model_editor(editor: str) -> str:
-    """Makes an editor's path absolute and sees that it is there; `shipped` passes."""
-    if editor == "shipped" or editor.startswith("shipped:"):
+    """Makes an editor's path absolute and sees that it is there; what needs no file passes."""
+    if editor in ("shipped", *editors.MADE_KINDS) or editor.startswith("shipped:"):
         return editor
     path = Path(editor).expanduser().absolute()
     if not path.is_file():
-        raise UserError(f"there is no editor file {path}; train one with `mend editor train`")
+        raise UserError(
+            f"there is no editor file {path}; `mend editor make` makes one, `mend editor train` "
+            "trains one"
+        )
     return str(path)
 
 

@@ -23,7 +23,7 @@ def rebase(
         typer.Argument(help="The new base: a folder or hub id; none: another editor only."),
     ] = None,
     editor: Annotated[
-        str, typer.Option(help="Editor made for that base: a file, `shipped` or `shipped:NAME`.")
+        str, typer.Option(help="A file, `shipped`, `shipped:NAME`; `ultra` or `subject` makes one.")
     ] = "shipped",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say which edits would hold; change nothing.")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mend_core.datasets.edit import Edit, PromptAnswer
 from mend_core.models import Base, greedy
 from mend_core.models.sample import sampled
+from mend_core.progress import Progress, unheard
 
 _OPENINGS = (
     "Once upon a time there was",
@@ -240,10 +243,12 @@ def ordinary_texts(base: Base, *, tokens: int = 40) -> list[str]:
     asked = [text for edit in calibration_edits() for text in (edit.prompt, *edit.paraphrases)]
     asked += [form.format(name) for forms, names in _FORMS for form in forms for name in names]
     said = greedy(base, _OPENINGS, max_new_tokens=tokens)
-    return asked + [f"{a} {b}" for a, b in zip(_OPENINGS, said, strict=True)]
+    return _askable(base, asked + [f"{a} {b}" for a, b in zip(_OPENINGS, said, strict=True)])
 
 
-def sampled_texts(base: Base, times: int, *, tokens: int = 100, seed: int = 0) -> list[str]:
+def sampled_texts(
+    base: Base, times: int, *, tokens: int = 100, seed: int = 0, progress: Progress = unheard
+) -> list[str]:
     """Ordinary text with more variety than the likeliest: what `base` may say after our openings.
 
     Args:
@@ -251,7 +256,14 @@ def sampled_texts(base: Base, times: int, *, tokens: int = 100, seed: int = 0) -
         times: Texts per opening.
         tokens: Most new tokens of each.
         seed: Of the draw.
+        progress: Called with a short text and a fraction in [0, 1].
     """
     openings = list(_OPENINGS) * times
-    said = sampled(base, openings, max_new_tokens=tokens, seed=seed)
-    return [a + b for a, b in zip(openings, said, strict=True)]
+    said = sampled(base, openings, max_new_tokens=tokens, seed=seed, progress=progress)
+    return _askable(base, [a + b for a, b in zip(openings, said, strict=True)])
+
+
+def _askable(base: Base, texts: Sequence[str]) -> list[str]:
+    """The texts that fit the context: what a base says can take more tokens when it is read."""
+    lengths = [len(ids) for ids in base.tokenizer(list(texts), verbose=False)["input_ids"]]
+    return [t for t, n in zip(texts, lengths, strict=True) if n <= base.max_length]

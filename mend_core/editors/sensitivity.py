@@ -16,10 +16,16 @@ from torch import Tensor
 
 from mend_core.errors import EmptyBatch
 from mend_core.models import Base, Matrix, encode_prompts
+from mend_core.progress import Progress, unheard
 
 
 def output_fisher(
-    base: Base, texts: Sequence[str], matrices: Sequence[Matrix], *, batch_size: int = 4
+    base: Base,
+    texts: Sequence[str],
+    matrices: Sequence[Matrix],
+    *,
+    batch_size: int = 4,
+    progress: Progress = unheard,
 ) -> dict[str, Tensor]:
     """Mean of g gᵀ over the texts' tokens: full parameter name → (d_out, d_out) float64.
 
@@ -32,6 +38,7 @@ def output_fisher(
         texts: Drawn from the base at temperature 1 (`sampled_texts`).
         matrices: Whose outputs.
         batch_size: Texts read together.
+        progress: Called with a short text and a fraction in [0, 1].
 
     Raises:
         EmptyBatch: No text has two tokens.
@@ -39,6 +46,7 @@ def output_fisher(
     total = {m.name: torch.zeros(m.d_out, m.d_out, dtype=torch.float64) for m in matrices}
     count = 0
     for start in range(0, len(texts), batch_size):
+        progress("measuring what the base minds", start / len(texts))
         encoded = encode_prompts(base, texts[start : start + batch_size])
         ids, mask = encoded.input_ids, encoded.attention_mask
         told = mask[:, 1:].bool()  # (batch, length - 1)

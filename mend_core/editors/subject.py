@@ -40,9 +40,13 @@ from mend_core.factors.extract import subject_position
 from mend_core.models import Base, Matrix, PrefixCache, encode_edits
 from mend_core.models.encode import prompt_text
 from mend_core.models.tail import Tail
+from mend_core.progress import Progress, part, unheard
 
 CHUNK = 32
 """Edits optimised together."""
+
+READ, MINDED = 0.15, 0.65
+"""Shares of the time `create` takes: reading text, and measuring what the base minds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,18 @@ class SubjectEditor(RidgeEditor):
         self.sensitivity = dict(sensitivity or {})
         self._written: dict[str, Any] = {}
 
+    @staticmethod
+    def check_kind(base: Base) -> None:
+        """Refuse a base of a kind that no subject editor can be made for.
+
+        Raises:
+            EditorMismatch: The base is not causal.
+        """
+        if base.kind != "causal":
+            raise EditorMismatch(
+                "the subject editor needs a left-to-right model; use mend, malmen or ultra"
+            )
+
     @classmethod
     def create(
         cls,
@@ -131,6 +147,7 @@ class SubjectEditor(RidgeEditor):
         edits: Sequence[Edit] | None = None,
         wordings: Wordings | None = None,
         said: Sequence[str] = (),
+        progress: Progress = unheard,
     ) -> SubjectEditor:
         """Make an editor; there is nothing to train.
 
@@ -145,21 +162,20 @@ class SubjectEditor(RidgeEditor):
             wordings: How else statements are put (`Wordings.learn`); None knows none.
             said: Text drawn from the base (`sampled_texts`), protected as one more kind. What it
                 minds decides between values (`sensitivity`); without it, their length does.
+            progress: Called with a short text and a fraction in [0, 1].
 
         Raises:
             EditorMismatch: The base is not causal.
             NoSuchMatrix: A pattern matches nothing.
         """
-        if base.kind != "causal":
-            raise EditorMismatch(
-                "the subject editor needs a left-to-right model; use mend, malmen or ultra"
-            )
+        cls.check_kind(base)
         config = config or SubjectConfig()
         typical = calibration_edits() if edits is None else list(edits)
         if not typical:
             raise EmptyBatch("there is no edit to calibrate on")
         found = base.matrices(matrices) if matrices else _early(base)
         shapes = {m.name: (m.d_out, m.d_in) for m in found}
+        progress("reading ordinary text", 0.0)
         kinds = [ordinary_texts(base), *texts, *([said] if said else [])]
         grams = [mean_gram(base, kind, found) for kind in kinds]
         gram = {m.name: torch.stack([g[m.name] for g in grams]).mean(0) for m in found}
@@ -175,6 +191,8 @@ class SubjectEditor(RidgeEditor):
             name: max(config.ridge * float(g.trace()), 1e-12) + protected[name].rest
             for name, g in gram.items()
         }
+        felt = part(progress, READ, READ + MINDED)
+        minds = _sensitivity(base, said, found, felt) if said else None
         editor = cls(
             base.digest,
             shapes,
@@ -184,8 +202,9 @@ class SubjectEditor(RidgeEditor):
             protected=protected,
             grid=Grid({}),
             wordings=wordings,
-            sensitivity=_sensitivity(base, said, found) if said else None,
+            sensitivity=minds,
         )
+        progress("trying typical edits", READ + MINDED)
         made = editor.factor(base, typical[:CHUNK])
         good = [f for f in made if isinstance(f, FactorRows)]
         if not good:
@@ -356,10 +375,10 @@ class SubjectEditor(RidgeEditor):
 
 
 def _sensitivity(
-    base: Base, said: Sequence[str], matrices: Sequence[Matrix]
+    base: Base, said: Sequence[str], matrices: Sequence[Matrix], progress: Progress
 ) -> dict[str, PrincipalKeys]:
     """Fisher information of each matrix' output, whole, as integers that a file can hold."""
-    found = output_fisher(base, said, matrices)
+    found = output_fisher(base, said, matrices, progress=progress)
     return {n: PrincipalKeys.of(fisher, len(fisher)) for n, fisher in found.items()}
 
 

@@ -30,6 +30,7 @@ from mend_core.editors.ridge import RidgeEditor, mean_norm
 from mend_core.errors import EditError, EmptyBatch
 from mend_core.factors import Composition, FactorRows, Grid, compose, extract
 from mend_core.models import Base, PrefixCache
+from mend_core.progress import Progress, part, unheard
 
 STEPS: tuple[float, ...] = tuple(4.0**k for k in range(-5, 4))
 """Multiples of the first guess that the line search tries."""
@@ -81,6 +82,7 @@ class UltraEditor(RidgeEditor):
         config: UltraConfig | None = None,
         *,
         matrices: Sequence[str] | None = None,
+        progress: Progress = unheard,
     ) -> UltraEditor:
         """Make an editor from calibration edits; seconds, not hours.
 
@@ -89,11 +91,13 @@ class UltraEditor(RidgeEditor):
             edits: Typical edits for statistics, grid and step; None for a built-in list.
             config: Choices.
             matrices: Name patterns; the family's default when None.
+            progress: Called with a short text and a fraction in [0, 1].
 
         Raises:
             EmptyBatch: None of the edits can be used.
             NoSuchMatrix: A pattern matches nothing.
         """
+        progress("reading typical edits", 0.0)
         config = config or UltraConfig()
         edits = calibration_edits() if edits is None else edits
         if not edits:
@@ -127,12 +131,18 @@ class UltraEditor(RidgeEditor):
         factors = [f for f in editor.transform_extraction(raw) if not isinstance(f, EditError)]
         if config.eta is None:
             good = [e for i, e in enumerate(edits) if i not in raw.errors]
-            editor.eta = editor._search(base, good, factors)
+            editor.eta = editor._search(base, good, factors, part(progress, 0.2, 1.0))
             factors = [f for f in editor.transform_extraction(raw) if not isinstance(f, EditError)]
         editor.grid = Grid.calibrate(factors)
         return editor
 
-    def _search(self, base: Base, edits: Sequence[Edit], factors: Sequence[FactorRows]) -> float:
+    def _search(
+        self,
+        base: Base,
+        edits: Sequence[Edit],
+        factors: Sequence[FactorRows],
+        progress: Progress,
+    ) -> float:
         """The η with the best harmonic mean of ES, GS and LS over all edits applied together."""
         grid = Grid.calibrate(factors)
         rows = [grid.encode(f) for f in factors]
@@ -146,7 +156,8 @@ class UltraEditor(RidgeEditor):
         guess = 0.01 / max(share, 1e-30)
         best, best_score = guess, -1.0
         prefix = PrefixCache(base, min(m.block for m in matrices.values()))
-        for step in STEPS:
+        for tried, step in enumerate(STEPS):
+            progress("choosing the step", tried / len(STEPS))
             eta = guess * step
             score = answer_scores(
                 base, edits, {n: d * eta for n, d in unit.items()}, prefix

@@ -6,6 +6,7 @@ from mend_core.factors.export import ExportReport, export_merged, export_peft
 from mend_core.factors.extract import Extraction, StackedRows, extract
 from mend_core.factors.grid import Grid, MatrixGrid
 from mend_core.factors.materialise import materialise, platform_tag, weights_digest
+from mend_core.factors.provenance import Provenance
 from mend_core.factors.rows import Delta, FactorRows, GridRows, Int16Rows, Rows
 from mend_core.factors.store import FactorStore
 from mend_core.factors.version import VersionFiles, VersionStore, version_digest
@@ -22,6 +23,7 @@ __all__ = [
     "GridRows",
     "Int16Rows",
     "MatrixGrid",
+    "Provenance",
     "Rows",
     "StackedRows",
     "VersionFiles",

@@ -17,10 +17,12 @@ from torch import Tensor
 from mend_core.errors import EmptyBatch, StoreError
 from mend_core.factors.compose import Composition, compose, one_thread
 from mend_core.factors.grid import Grid
+from mend_core.factors.materialise import weights_digest
+from mend_core.factors.provenance import Provenance, write_provenance
 from mend_core.factors.rows import GridRows
 from mend_core.files import safetensors_bytes, write_folder_atomic
 from mend_core.models.base import Base
-from mend_core.models.load import quiet
+from mend_core.models.load import published_source, quiet
 from mend_core.models.overlay import overlay
 
 
@@ -46,13 +48,16 @@ def _check_free(folder: Path) -> None:
         raise StoreError(f"{folder} exists and is not empty; name a new folder, or remove it first")
 
 
-def export_merged(base: Base, weights: Mapping[str, Tensor], folder: Path) -> None:
+def export_merged(
+    base: Base, weights: Mapping[str, Tensor], folder: Path, about: Provenance | None = None
+) -> None:
     """Writes a Hugging Face folder with these weights, bitwise equal when loaded.
 
     Args:
         base: With any weights in place; they are put back.
         weights: From `materialise`.
         folder: A new or empty folder.
+        about: What its card and ``mend.json`` tell; None writes neither.
 
     Raises:
         StoreFull: No room left; nothing half-written remains.
@@ -64,6 +69,9 @@ def export_merged(base: Base, weights: Mapping[str, Tensor], folder: Path) -> No
         with overlay(base, weights), quiet():
             base.model.save_pretrained(work)
         base.tokenizer.save_pretrained(work)
+        if about is not None:
+            details = {"weights_digest": weights_digest(weights)}
+            write_provenance(work, base, about, "merged", details)
 
     write_folder_atomic(folder, fill)
 
@@ -76,6 +84,7 @@ def export_peft(
     folder: Path,
     *,
     max_rank: int | None = None,
+    about: Provenance | None = None,
 ) -> ExportReport:
     """Writes a PEFT LoRA adapter of a set of edits.
 
@@ -86,6 +95,7 @@ def export_peft(
         rows: The set's factors.
         folder: A new or empty folder.
         max_rank: Truncate to the best approximation of this rank (by singular values); None: exact.
+        about: What its card and ``mend.json`` tell; None writes neither.
 
     Raises:
         EmptyBatch: No edits, so no adapter.
@@ -125,6 +135,9 @@ def export_peft(
     def fill(work: Path) -> None:
         (work / "adapter_model.safetensors").write_bytes(safetensors_bytes(tensors, "{}"))
         (work / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
+        if about is not None:
+            details = {"rank": rank, "exact_rank": exact_rank, "relative_error": error}
+            write_provenance(work, base, about, "peft", details)
 
     write_folder_atomic(folder, fill)
     return ExportReport(str(folder), rank, exact_rank, error)
@@ -163,7 +176,7 @@ def _config(base: Base, names: list[str], rank: int) -> dict[str, object]:
         "peft_type": "LORA",
         # PEFT adds a trainable head to classifiers it knows; ours stays the base's.
         "task_type": tasks.get(base.kind),
-        "base_model_name_or_path": base.source,
+        "base_model_name_or_path": published_source(base),
         "r": rank,
         "lora_alpha": rank,
         "lora_dropout": 0.0,

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,8 @@ from mend_core.files import full_disk, write_atomic
 from mend_core.models.base import Base
 from mend_core.models.families import family_of
 from mend_core.models.identity import forward_settings, read_config
-from mend_core.models.shipped import SMOLLM2, cache_root, smollm2_folder
-
-Progress = Callable[[str, float], None]
+from mend_core.models.shipped import SMOLLM2, SMOLLM2_HUB_ID, cache_root, smollm2_folder
+from mend_core.progress import Progress, part, unheard
 
 _DTYPES = {
     "float32": torch.float32,
@@ -45,7 +44,7 @@ def load_base(
     device: str | torch.device = "cpu",
     dtype: str = "float32",
     expected_digest: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress = unheard,
 ) -> Base:
     """Loads a base model, frozen and in eval mode.
 
@@ -65,21 +64,20 @@ def load_base(
     """
     if dtype not in _DTYPES:
         raise ModelError(f"dtype {dtype!r} is unknown; use one of {', '.join(_DTYPES)}")
-    report = progress or (lambda _text, _fraction: None)
-    folder = resolve(source, lambda text, part: report(text, 0.8 * part))
-    report("checking the digest", 0.8)
+    folder = resolve(source, part(progress, 0.0, 0.8))
+    progress("checking the digest", 0.8)
     digest = base_digest(folder)
     if expected_digest is not None and digest != expected_digest:
         raise ModelMismatch(
             f"{source} has digest {digest}, but {expected_digest} was expected: these are other "
             "weights. Register them as another model, or rebase the edits onto them."
         )
-    report("loading the weights", 0.9)
+    progress("loading the weights", 0.9)
     where = _device(device)
     model, tokenizer = _load(folder, _DTYPES[dtype])
     family = family_of(model.config)
     model.to(where)
-    report("ready", 1.0)
+    progress("ready", 1.0)
     return make_base(
         model, tokenizer, digest=digest, source=str(source), folder=str(folder), family=family
     )
@@ -121,7 +119,7 @@ def make_base(
     )
 
 
-def resolve(source: str | Path, progress: Progress | None = None) -> Path:
+def resolve(source: str | Path, progress: Progress = unheard) -> Path:
     """The local folder of a source, unpacked or downloaded where needed.
 
     Raises:
@@ -139,6 +137,14 @@ def resolve(source: str | Path, progress: Progress | None = None) -> Path:
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
         raise ModelNotFound(f"no folder at {name!r}; give a Hugging Face folder or {SMOLLM2!r}")
     return _from_hub(name)
+
+
+def published_source(base: Base) -> str:
+    """Where others find a base: its hub id, or the absolute folder it was loaded from."""
+    if base.source == SMOLLM2:
+        return SMOLLM2_HUB_ID
+    folder = Path(base.source).expanduser()
+    return str(folder.absolute()) if base.source and folder.is_dir() else base.source
 
 
 def _from_hub(name: str) -> Path:

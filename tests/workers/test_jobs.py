@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM
 
 from ledger import doctor, jobs, versions
@@ -142,6 +142,33 @@ def test_merged_and_peft_exports_answer_like_the_version(ready, tmp_path):
     taken = ready.run("export", folder=str(tmp_path / "merged"))
     assert taken.state is JobState.FAILED
     assert "not empty" in taken.error
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+def test_exports_say_where_they_come_from(ready, tmp_path):
+    made = ready.do(lambda c: versions.find(c, ready.model.id, "production"))
+    for form in ("peft", "merged"):
+        folder = tmp_path / form
+        ready.run("export", folder=str(folder), format=form)
+        told = json.loads((folder / "mend.json").read_text())
+        assert told["version"] == {"model": "tiny", "number": 1, "digest": made.digest}
+        assert told["base"]["digest"] == ready.model.base_digest
+        assert told["base"]["published_as"] == str(ready.source)
+        assert told["editor"]["digest"] == ready.model.editor.digest
+        assert [edit["id"] for edit in told["edits"]] == ready.ids
+        assert told["gate"]["outcome"] == "pass"
+        assert {"name", "outcome", "n", "sentence"} <= set(told["gate"]["checks"][0])
+        assert told["platform"]
+        card = (folder / "README.md").read_text()
+        assert f"base_model: {json.dumps(str(ready.source))}" in card
+        assert all(fact.prompt in card for fact in tiny.facts(4))
+        assert made.digest in card
+    # The base is found by what the adapter says; nobody names it.
+    served = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "peft")
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    ids = torch.tensor([[11, 12, 13, 20]])
+    with torch.no_grad():
+        assert torch.allclose(whole(ids).logits, served(ids).logits, atol=1e-4)
 
 
 def test_diff_names_edits_matrices_and_answers(ready):

@@ -23,16 +23,15 @@ from ledger import versions as version_rows
 from ledger.records import Edit as LedgerEdit
 from ledger.records import Editor, Job, Model, SetMember, Version
 from ledger.requests import Asked, EditRequest
-from mend_core.editors import load_factor_editor
 from mend_core.factors import version_digest
 from mend_core.models import load_base
 from mend_core.probes.suites import UNCHANGED_KINDS
+from workers import editors
 from workers.context import Context, Held
 from workers.factoring import factor_record
 from workers.jobs import Busy, JobInvalid
 from workers.jobs.judged import judged
 from workers.jobs.payload import field, find_version, model_of
-from workers.jobs.register import SHIPPED, editor_path
 from workers.pipeline import commit_plan
 from workers.proving import Verdict, policy_of
 from workers.replay import Fate, Replay, replay
@@ -66,9 +65,8 @@ def _ground(context: Context, job: Job, model: Model) -> Ground:
     source = field(job, "source", str, model.source)
     dtype = str(model.settings.get("dtype", "float32"))
     base = load_base(source, device=context.config.device, dtype=dtype)
-    path = editor_path(field(job, "editor", str, SHIPPED), base.digest)
-    editor = load_factor_editor(path)
-    editor.check(base)
+    kept = editors.keep_for(context.config, field(job, "editor", str, editors.SHIPPED), base)
+    editor = kept.editor
     there = replace(
         model,
         source=source,
@@ -78,8 +76,8 @@ def _ground(context: Context, job: Job, model: Model) -> Ground:
             digest=editor.digest,
             kind=editor.kind,
             base_digest=base.digest,
-            path=str(path),
-            meta={},
+            path=str(kept.path),
+            meta=kept.card,
             created_at=datetime.now(UTC),
         ),
         composition=editor.composition.to_dict(),
@@ -100,7 +98,7 @@ def _editor_row(conn: Connection, ground: Ground, actor: str) -> Editor:
         kind=editor.kind,
         base_digest=editor.base_digest,
         path=editor.path,
-        meta={},
+        meta=editor.meta,
         actor=actor,
     )
 

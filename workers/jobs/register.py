@@ -6,55 +6,18 @@ Digests are computed where the weights are, by the science; the front door never
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ledger import models as model_rows
 from ledger.errors import AlreadyExists
 from ledger.records import Job
-from mend_core.editors import load_editor, load_factor_editor
-from mend_core.editors.shipped import shipped_editor, shipped_editors
-from mend_core.errors import EditorMismatch, EditorNotFound
 from mend_core.factors import version_digest
 from mend_core.models import load_base
 from mend_core.probes import ProbeItem, ProbeSuite, load_policy, parse_policy
 from mend_core.probes.asking import check_suite
+from workers import editors
 from workers.context import Context
-from workers.jobs import JobInvalid
 from workers.jobs.payload import field
-
-SHIPPED = "shipped"
-"""Editor name that means: the shipped editor made for this base."""
-
-
-def editor_path(which: str, base_digest: str | None) -> Path:
-    """Finds an editor file.
-
-    Args:
-        which: A path, "shipped:NAME", or "shipped" for the one made for the base.
-        base_digest: The base, needed for "shipped" alone.
-
-    Raises:
-        EditorNotFound: There is none.
-        EditorMismatch: No shipped editor was made for this base.
-    """
-    if which.startswith(f"{SHIPPED}:"):
-        return shipped_editor(which.partition(":")[2])
-    if which != SHIPPED:
-        path = Path(which).expanduser()
-        if not path.is_absolute():
-            raise JobInvalid(f"field 'editor': {which!r} must be an absolute path or shipped:NAME")
-        if not path.is_file():
-            raise EditorNotFound(f"there is no editor file {path}")
-        return path
-    for name in shipped_editors():
-        path = shipped_editor(name)
-        if load_editor(path).base_digest == base_digest:
-            return path
-    raise EditorMismatch(
-        f"none of the shipped editors ({', '.join(shipped_editors()) or 'none'}) was made for base "
-        f"{base_digest}; train one with `mend editor train`"
-    )
 
 
 def editor(context: Context, job: Job) -> Mapping[str, Any]:
@@ -62,16 +25,16 @@ def editor(context: Context, job: Job) -> Mapping[str, Any]:
 
     Payload: ``path`` (absolute, or "shipped:NAME"), ``meta``.
     """
-    path = editor_path(field(job, "path", str), None)
-    loaded = load_factor_editor(path)
+    kept = editors.keep_file(context.config, field(job, "path", str))
+    loaded = kept.editor
     row = context.transact(
         lambda conn: model_rows.register_editor(
             conn,
             digest=loaded.digest,
             kind=loaded.kind,
             base_digest=loaded.base_digest,
-            path=str(path),
-            meta=job.payload.get("meta") or {},
+            path=str(kept.path),
+            meta=job.payload.get("meta") or kept.card,
             actor=job.requested_by,
         )
     )
@@ -89,8 +52,9 @@ def register(context: Context, job: Job) -> Mapping[str, Any]:
     """Register a model: base, editor, policy and probe items; makes version 0.
 
     Payload: ``name``, ``source`` ("smollm2", a folder or a hub id), ``editor`` (default: the
-    shipped one made for this base), ``policy`` (shipped name) or ``policy_text`` (YAML),
-    ``suite`` (probe items), ``settings``, ``approval``, ``auto_promote``, ``max_attempts``.
+    shipped one made for this base; see `workers.editors.keep_for`), ``policy`` (shipped name) or
+    ``policy_text`` (YAML), ``suite`` (probe items), ``settings``, ``approval``, ``auto_promote``,
+    ``max_attempts``.
     """
     name, source = field(job, "name", str), field(job, "source", str)
     if any(model.name == name for model in context.transact(model_rows.list_all)):
@@ -109,9 +73,8 @@ def register(context: Context, job: Job) -> Mapping[str, Any]:
         source, device=context.config.device, dtype=str(settings.get("dtype", "float32"))
     )
     check_suite(base, ProbeSuite(tuple(items)))
-    path = editor_path(field(job, "editor", str, SHIPPED), base.digest)
-    loaded = load_factor_editor(path)
-    loaded.check(base)
+    kept = editors.keep_for(context.config, field(job, "editor", str, editors.SHIPPED), base)
+    loaded = kept.editor
     composition = loaded.composition.to_dict()
 
     def write(conn: Any) -> Any:
@@ -120,8 +83,8 @@ def register(context: Context, job: Job) -> Mapping[str, Any]:
             digest=loaded.digest,
             kind=loaded.kind,
             base_digest=loaded.base_digest,
-            path=str(path),
-            meta={},
+            path=str(kept.path),
+            meta=kept.card,
             actor=job.requested_by,
         )
         return model_rows.register(
@@ -151,9 +114,10 @@ def register(context: Context, job: Job) -> Mapping[str, Any]:
         "base_digest": model.base_digest,
         "editor": loaded.kind,
         "editor_digest": loaded.digest,
-        "editor_path": str(path),
+        "editor_path": str(kept.path),
         "policy": policy.name,
         "policy_says": policy.says,
         "policy_digest": policy.digest,
         "matrices": list(loaded.matrices),
+        "warnings": editors.below_policy(kept.card, policy),
     }

@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from mend_core.errors import EditorNotFound
+from mend_core.editors.files import read_editor
+from mend_core.errors import EditorMismatch, EditorNotFound
 
 BEST_FIRST = ("smollm2-135m-subject", "smollm2-135m-mend")
 """Order of preference where only "the shipped editor of this base" is asked for."""
@@ -28,6 +29,23 @@ def shipped_editor(name: str) -> Path:
         known = ", ".join(shipped_editors()) or "none"
         raise EditorNotFound(f"no shipped editor is called {name!r}; there are: {known}")
     return path
+
+
+def shipped_editor_for(base_digest: str) -> Path:
+    """The file of the best shipped editor that was made for a base.
+
+    Raises:
+        EditorMismatch: None was.
+    """
+    for name in shipped_editors():
+        path = shipped_editor(name)
+        if read_editor(path)[0].base_digest == base_digest:
+            return path
+    raise EditorMismatch(
+        f"none of the shipped editors ({', '.join(shipped_editors()) or 'none'}) was made for base "
+        f"{base_digest}; give the file of an editor trained for it, or 'ultra' (seconds) or "
+        "'subject' (minutes; causal models) to have one made"
+    )
 
 
 def _folder() -> Path:

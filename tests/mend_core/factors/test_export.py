@@ -1,5 +1,7 @@
 """What a server loads is what we materialised."""
 
+import json
+
 import pytest
 import torch
 from peft import PeftModel
@@ -10,6 +12,7 @@ from mend_core.factors import (
     Composition,
     FactorRows,
     Grid,
+    Provenance,
     Rows,
     compose,
     export_merged,
@@ -17,6 +20,7 @@ from mend_core.factors import (
     materialise,
 )
 from mend_core.models import encode_prompts, forward, load_base, overlay
+from mend_core.models.load import published_source
 from mend_core.testing import FACTS, save_base, tiny_base
 
 
@@ -130,3 +134,25 @@ def test_a_full_disk_leaves_nothing(tmp_path, small_disk):
     with pytest.raises(StoreFull, match="no room"):
         export_merged(base, {}, small_disk / "merged")
     assert not [path for path in small_disk.iterdir() if path.name != "ballast"]
+
+
+def test_the_shipped_base_is_named_as_it_is_published(tmp_path):
+    base = tiny_base("llama")
+    base.source = "smollm2"
+    assert published_source(base) == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    base.source = "owner/name"
+    assert published_source(base) == "owner/name"
+    base.source = str(tmp_path)
+    assert published_source(base) == str(tmp_path)
+
+
+def test_a_card_keeps_its_table_whatever_the_prompts_hold(tmp_path):
+    base = tiny_base("llama")
+    odd = {"id": 1, "prompt": "a | b\n# <script>", "target": "c"}
+    many = [{"id": n, "prompt": f"p{n}", "target": "t"} for n in range(2, 302)]
+    about = Provenance("sha256:v", "mend", "sha256:e", [odd, *many])
+    export_merged(base, {}, tmp_path / "merged", about)
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert "| 1 | a \\| b # &lt;script> | c |" in card.splitlines()
+    assert "and 101 more in `mend.json`" in card
+    assert len(json.loads((tmp_path / "merged" / "mend.json").read_text())["edits"]) == 301
