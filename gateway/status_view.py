@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from sqlalchemy import Connection
+
+from gateway import waiting_view
 from gateway.output import err, print_table, say, short
 from gateway.rundir import ServiceInfo
-from ledger import aliases, edits, jobs, models, versions, workers
+from ledger import aliases, batches, edits, jobs, models, versions, workers
+from service import waiting
 from service.session import Session
 
 
@@ -37,6 +41,8 @@ def collect(session: Session, info: ServiceInfo | None) -> dict[str, Any]:
                     "edits": {
                         str(k): v for k, v in edits.counts(connection, model.id).items() if v
                     },
+                    "problem": model.problem,
+                    "progress": _progress(connection, model.id),
                     "versions": len(chain),
                     "aliases": {
                         alias.name: alias.number
@@ -55,6 +61,15 @@ def collect(session: Session, info: ServiceInfo | None) -> dict[str, Any]:
             if job.state in ("queued", "running")
         ],
     }
+
+
+def _progress(connection: Connection, model_id: int) -> dict[str, Any] | None:
+    """The model's open batch and how far it is."""
+    batch = batches.current(connection, model_id)
+    if batch is None:
+        return None
+    now = waiting.progress(connection, batches.edits_of(connection, batch.id))
+    return asdict(now)
 
 
 def show(view: dict[str, Any]) -> None:
@@ -93,6 +108,15 @@ def show(view: dict[str, Any]) -> None:
         ],
         title="Models",
     )
+    for model in view["models"]:
+        now = model["progress"]
+        if now and now["batch"] is not None:
+            words = waiting_view.stage_words(
+                now["batch"], now["stage"], now["done"], now["of"], now["seconds_left"]
+            )
+            say(f"{model['name']}: {words}")
+        if model["problem"]:
+            say(f"{model['name']} cannot be worked on: {model['problem']}")
     print_table(
         ("worker", "host", "pid", "state", "last heartbeat", "alive"),
         [

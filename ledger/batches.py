@@ -90,6 +90,27 @@ def problems(conn: Connection, batch_id: int) -> dict[int, str]:
     return {int(row.edit_id): str(row.error) for row in found}
 
 
+def tell(conn: Connection, batch_id: int, stage: str, done: int, of: int | None) -> None:
+    """Note how far an open batch is; a stage that was begun keeps its beginning.
+
+    Nothing depends on it: it is for whoever waits. A batch that somebody else changes just now is
+    left as it is, so that telling never waits for a lock.
+    """
+    conn.execute(
+        text(
+            """
+            UPDATE batches SET stage_done = :done, stage_of = :of,
+                   stage_began_at = CASE WHEN stage = :stage AND stage_done <= :done
+                                         THEN stage_began_at ELSE clock_timestamp() END,
+                   stage = :stage
+             WHERE id = (SELECT id FROM batches WHERE id = :batch AND state = 'open'
+                            FOR UPDATE SKIP LOCKED)
+            """
+        ),
+        {"batch": batch_id, "stage": stage, "done": done, "of": of},
+    )
+
+
 def finish(conn: Connection, lease: Lease, batch_id: int, *, actor: str) -> None:
     """Close a batch in which nothing is claimed any more; closing it again does nothing.
 

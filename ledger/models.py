@@ -285,6 +285,30 @@ def _set_paused(conn: Connection, model_id: int, *, paused: bool, actor: str, re
         )
 
 
+def set_problem(conn: Connection, model_id: int, problem: str | None) -> bool:
+    """Note why no worker can work on a model now, or that one can again.
+
+    Returns:
+        True where this is news.
+    """
+    return bool(
+        conn.execute(
+            text(
+                """
+                UPDATE models SET problem = :problem,
+                       problem_at = CASE WHEN CAST(:problem AS text) IS NOT NULL
+                                         THEN clock_timestamp() END
+                 WHERE id = :model AND problem IS DISTINCT FROM CAST(:problem AS text)
+                """
+            ),
+            {
+                "problem": None if problem is None else problem.replace("\x00", ""),
+                "model": model_id,
+            },
+        ).rowcount
+    )
+
+
 def configure(
     conn: Connection, model_id: int, *, actor: str, reason: str, **changes: object
 ) -> Model:

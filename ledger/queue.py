@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from ledger import audit, leases, rows, transitions
 from ledger.db import text
 from ledger.errors import BatchChanged, NoSuchBatch, WrongState
-from ledger.records import Batch, Claim, Lease
+from ledger.records import Batch, Claim, Edit, Lease
 from ledger.states import BatchState, EditState
 from ledger.transitions import move, requeue
 
@@ -379,6 +379,22 @@ def ready(conn: Connection) -> list[int]:
                 """
             )
         ).scalars()
+    )
+
+
+def ahead(conn: Connection, edit: Edit) -> int:
+    """Queued edits of the same model that are claimed before this one."""
+    return int(
+        conn.execute(
+            text(
+                """
+                SELECT count(*) FROM edits
+                 WHERE model_id = :model AND state = 'queued'
+                   AND (priority > :priority OR (priority = :priority AND id < :edit))
+                """
+            ),
+            {"model": edit.model_id, "priority": edit.priority, "edit": edit.id},
+        ).scalar_one()
     )
 
 

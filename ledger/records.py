@@ -46,6 +46,7 @@ class Model:
         auto_promote: True where a version that passes its gate goes to production by itself.
         paused: True while nothing of this model is claimed.
         max_attempts: Tries of one edit before it fails.
+        problem: Why no worker can work on it now, since `problem_at`; None where one can.
     """
 
     id: int
@@ -62,6 +63,8 @@ class Model:
     paused: bool
     max_attempts: int
     created_at: datetime
+    problem: str | None = None
+    problem_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +157,13 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The edits claimed together under one lease."""
+    """The edits claimed together under one lease.
+
+    Attributes:
+        stage: What its worker is at: factoring, composing, probing or bisecting.
+        stage_done: Units of the stage that are done: edits, probe items or probe runs.
+        stage_of: Units there are; None where nobody knows.
+    """
 
     id: int
     model_id: int
@@ -164,6 +173,10 @@ class Batch:
     size: int
     claimed_at: datetime
     finished_at: datetime | None
+    stage: str | None = None
+    stage_done: int | None = None
+    stage_of: int | None = None
+    stage_began_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

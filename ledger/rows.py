@@ -18,7 +18,8 @@ EDIT_COLUMNS = """e.id, e.model_id, e.state, e.prompt, e.target, e.subject, e.re
 
 EDIT_WIDTH = EDIT_COLUMNS.count(",") + 1
 
-BATCH_COLUMNS = "b.id, b.model_id, b.state, b.fence, b.worker, b.size, b.claimed_at, b.finished_at"
+BATCH_COLUMNS = """b.id, b.model_id, b.state, b.fence, b.worker, b.size, b.claimed_at,
+    b.finished_at, b.stage, b.stage_done, b.stage_of, b.stage_began_at"""
 
 VERSION_COLUMNS = """
     SELECT v.id, v.model_id, v.number, v.parent_id, parent.number AS parent_number, v.digest,
@@ -98,6 +99,8 @@ def model(row: Row[Any], its_editor: Editor) -> Model:
         paused=row.paused,
         max_attempts=row.max_attempts,
         created_at=row.created_at,
+        problem=row.problem,
+        problem_at=row.problem_at,
     )
 
 

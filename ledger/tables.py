@@ -112,6 +112,9 @@ models = Table(
     Column("paused", Boolean, nullable=False, server_default=text("false")),
     Column("max_attempts", Integer, nullable=False, server_default=text("5")),
     _moment("created_at", now=True),
+    Column("problem", Text),
+    _moment("problem_at"),
+    CheckConstraint("(problem IS NULL) = (problem_at IS NULL)", name="a_problem_has_a_time"),
     CheckConstraint("name <> '' AND length(name) <= 200", name="model_name_is_short"),
     CheckConstraint("max_attempts > 0", name="attempts_are_limited"),
 )
@@ -156,6 +159,13 @@ batches = Table(
     Column("cohort", BigInteger),
     _moment("claimed_at", now=True),
     _moment("finished_at"),
+    Column("stage", Text),
+    Column("stage_done", Integer),
+    Column("stage_of", Integer),
+    _moment("stage_began_at"),
+    CheckConstraint(
+        "stage IN ('factoring', 'composing', 'probing', 'bisecting')", name="stage_is_known"
+    ),
     CheckConstraint("size > 0", name="a_batch_is_not_empty"),
     CheckConstraint("(state = 'open') = (finished_at IS NULL)", name="a_closed_batch_has_an_end"),
     Index(

@@ -136,6 +136,22 @@ def list_versions(
     return [rows.version(row) for row in found]
 
 
+def bringing(conn: Connection, edit_ids: Sequence[int]) -> dict[int, list[Version]]:
+    """Versions that brought each of these edits in, oldest first, whatever became of them."""
+    found = conn.execute(
+        text(
+            "SELECT edit_id, version_id FROM version_edits "
+            "WHERE op = 'add' AND edit_id = ANY(:ids) ORDER BY version_id"
+        ),
+        {"ids": list(edit_ids)},
+    ).all()
+    known = {one: get(conn, one) for one in {int(row.version_id) for row in found}}
+    brought: dict[int, list[Version]] = {}
+    for row in found:
+        brought.setdefault(int(row.edit_id), []).append(known[int(row.version_id)])
+    return brought
+
+
 def pending(conn: Connection, model_id: int) -> list[Version]:
     """Committed versions whose gate has not spoken yet, oldest first."""
     found = conn.execute(

@@ -311,6 +311,13 @@ CATALOGUE: tuple[Metric, ...] = (
         "SELECT name, paused::int::float8 FROM models",
     ),
     Metric(
+        "mend_model_problem",
+        "gauge",
+        "1 while the last worker that tried could not work on the model; `mend status` says why.",
+        ("model",),
+        "SELECT name, (problem IS NOT NULL)::int::float8 FROM models",
+    ),
+    Metric(
         "mend_jobs",
         "gauge",
         "Jobs by state, all kinds.",

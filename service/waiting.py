@@ -6,13 +6,19 @@ A notification only shortens a wait; nothing depends on it (DESIGN §2.1).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any
 
-from ledger import batches, edits, jobs, workers
+from sqlalchemy import Connection
+
+from ledger import batches, chunks, edits, jobs, models, queue, workers
 from ledger.events import Listener
-from ledger.records import Edit, Job
-from ledger.states import BatchState, EditState, JobState
+from ledger.records import Batch, Edit, Job
+from ledger.states import EditState, JobState
 from service.errors import ServiceFailed, UserError
 from service.session import Session
 
@@ -96,11 +102,93 @@ def run_job(
     return for_job(session, job, timeout, tell)
 
 
+class Hindrance(StrEnum):
+    """What keeps edits waiting, beside work."""
+
+    NO_WORKER = "no_worker"
+    PAUSED = "paused"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far some edits are.
+
+    Attributes:
+        counts: Edits by state.
+        batch: The batch that is in work, of the first of them that is; None where none is.
+        stage: What its worker is at: factoring, composing, probing or bisecting.
+        done: Units of the stage that are done.
+        of: Units there are; None where nobody knows.
+        seconds_left: Of the stage, by its pace so far; None where it cannot be told.
+        ahead: Edits of the model that are claimed before the first of these.
+        hindrances: What keeps them waiting, with the reason where there is one.
+        settled: No worker has anything left to do with them.
+    """
+
+    counts: Mapping[str, int]
+    batch: int | None = None
+    stage: str | None = None
+    done: int = 0
+    of: int | None = None
+    seconds_left: float | None = None
+    ahead: int = 0
+    hindrances: Mapping[Hindrance, str] = field(default_factory=dict)
+    settled: bool = False
+
+
+def progress(connection: Connection, found: Sequence[Edit]) -> Progress:
+    """Says how far edits of one model are."""
+    counts = Counter(str(edit.state) for edit in found)
+    ids = {
+        edit.batch_id
+        for edit in found
+        if edit.batch_id is not None and edit.state in (EditState.CLAIMED, EditState.APPLIED)
+    }
+    opened = [
+        b for b in (batches.get(connection, one) for one in sorted(ids)) if b.finished_at is None
+    ]
+    settled = not opened and not any(edit.state in MOVING for edit in found)
+    if settled or not found:
+        return Progress(counts, settled=True)
+    hindrances: dict[Hindrance, str] = {}
+    model = models.get(connection, found[0].model_id)
+    if not any(worker.alive for worker in workers.list_workers(connection)):
+        hindrances[Hindrance.NO_WORKER] = ""
+    if model.problem is not None:
+        hindrances[Hindrance.PROBLEM] = model.problem
+    if model.paused and not opened:
+        hindrances[Hindrance.PAUSED] = model.name
+    if not opened:
+        queued = [edit for edit in found if edit.state is EditState.QUEUED]
+        ahead = queue.ahead(connection, queued[0]) if queued else 0
+        return Progress(counts, ahead=ahead, hindrances=hindrances)
+    return _of_batch(connection, opened[0], counts, hindrances)
+
+
+def _of_batch(
+    connection: Connection,
+    batch: Batch,
+    counts: Mapping[str, int],
+    hindrances: Mapping[Hindrance, str],
+) -> Progress:
+    done, of = batch.stage_done or 0, batch.stage_of
+    if batch.stage == "factoring":
+        # Several workers may factor one batch: what counts is what is recorded.
+        factors = chunks.progress(connection, batch.id)
+        done, of = factors.total - factors.pending, factors.total
+    left = None
+    if batch.stage_began_at is not None and of is not None and done:
+        spent = (datetime.now(UTC) - batch.stage_began_at).total_seconds()
+        left = max(0.0, spent / done * (of - done))
+    return Progress(counts, batch.id, batch.stage, done, of, left, hindrances=hindrances)
+
+
 def for_edits(
     session: Session,
     ids: Sequence[int],
     timeout: float,
-    tell: Callable[[str], None] | None = None,
+    tell: Callable[[Progress], None] | None = None,
 ) -> list[Edit]:
     """Waits until no worker has anything left to do with these edits.
 
@@ -108,44 +196,39 @@ def for_edits(
         session: The ledger.
         ids: The edits.
         timeout: Seconds.
-        tell: Receives a line whenever the counts change.
+        tell: Receives the progress about once a second.
 
     Raises:
-        UserError: No worker is alive.
+        UserError: No worker is alive, or the model is paused.
         ServiceFailed: Time ran out.
     """
     deadline = time.monotonic() + timeout
-    said = ""
     worker_seen = time.monotonic()
     with Listener(session.url) as listener:
         while True:
             with session.transaction() as connection:
                 found = edits.get_many(connection, ids)
-                settled = all(edit.state not in MOVING for edit in found) and not any(
-                    batches.get(connection, batch).state is BatchState.OPEN
-                    for batch in {
-                        edit.batch_id
-                        for edit in found
-                        if edit.state is EditState.APPLIED and edit.batch_id is not None
-                    }
-                )
-                alive = any(worker.alive for worker in workers.list_workers(connection))
-            counts: dict[str, int] = {}
-            for edit in found:
-                counts[str(edit.state)] = counts.get(str(edit.state), 0) + 1
-            line = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
-            if tell is not None and line != said:
-                said = line
-                tell(line)
-            if settled:
+                now = progress(connection, found)
+            if tell is not None:
+                tell(now)
+            if now.settled:
                 return found
-            now = time.monotonic()
-            worker_seen = now if alive else worker_seen
+            if Hindrance.PAUSED in now.hindrances:
+                raise UserError(
+                    f"model {now.hindrances[Hindrance.PAUSED]} is paused, so nothing of it is "
+                    "claimed until a person lets it go on; the edits keep their place"
+                )
+            moment = time.monotonic()
+            if Hindrance.NO_WORKER not in now.hindrances:
+                worker_seen = moment
             # A worker that was killed is back within this time where a supervisor watches it.
-            if now - worker_seen > WORKER_GONE_SECONDS:
+            if moment - worker_seen > WORKER_GONE_SECONDS:
                 raise UserError(NO_WORKER)
-            if now > deadline:
+            if moment > deadline:
+                states = ", ".join(f"{n} {state}" for state, n in sorted(now.counts.items()))
+                problem = now.hindrances.get(Hindrance.PROBLEM)
+                why = f" (the model cannot be worked on: {problem})" if problem else ""
                 raise ServiceFailed(
-                    f"after {timeout:.0f} s: {line}; the work goes on: see `mend edits`"
+                    f"after {timeout:.0f} s: {states}{why}; the work goes on: see `mend edits`"
                 )
             listener.wait(LOOK_SECONDS)

@@ -36,6 +36,7 @@ from workers.building import build, files_of, weights_of
 from workers.context import Context, Held, Stopping
 from workers.factoring import factor_record, fail_unaskable, help_any, run_batch
 from workers.jobs import run_one
+from workers.progress import Progress
 from workers.proving import Judge, Verdict
 from workers.quick import QuickJobs
 from workers.runtime import WarmModel, core_edit
@@ -93,6 +94,7 @@ def _model(context: Context, model_id: int) -> bool | None:
         proving.check_model(model, warm)
     except (MendError, OSError) as error:
         log.error("model %s cannot be worked on: %s", model.name, error)  # noqa: TRY400 - the message is for a person
+        _note_problem(context, model, str(error))
         context.rest(model_id)
         return None
     held = Held.take(context, model_id)
@@ -107,6 +109,12 @@ def _model(context: Context, model_id: int) -> bool | None:
                 held.release()
 
 
+def _note_problem(context: Context, model: Model, problem: str | None) -> None:
+    """Keep for people why the model cannot be worked on now; None: it can."""
+    if model.problem != problem:
+        context.transact(lambda conn: model_rows.set_problem(conn, model.id, problem))
+
+
 def _attempt(context: Context, held: Held, model: Model, warm: WarmModel) -> bool | None:
     """Work under the lease; what goes wrong becomes a line in the log and a rest, or a raise."""
     try:
@@ -117,6 +125,7 @@ def _attempt(context: Context, held: Held, model: Model, warm: WarmModel) -> boo
         return None
     except (StoreError, OSError) as error:
         log.error("model %s: %s; trying again later", model.name, error)  # noqa: TRY400 - the message is for a person
+        _note_problem(context, model, f"{error}; trying again later")
         context.rest(model.id)
         return None
     except (Stopping, LedgerError):
@@ -131,6 +140,7 @@ def _attempt(context: Context, held: Held, model: Model, warm: WarmModel) -> boo
         context.rest(model.id)
         return None
     context.resting.pop(model.id, None)
+    _note_problem(context, model, None)
     return did
 
 
@@ -226,9 +236,11 @@ class Build:
         self.model = model
         self.batch = batch
         self.warm = warm
+        self.tell = Progress(context, batch.id)
 
     def run(self) -> None:
         """Bring the batch to its end."""
+        self.tell("factoring", 0, self.batch.size)
         run_batch(self.context, self.held, self.warm, self.batch.id)
         fail_unaskable(self.context, self.held, self.warm, self.batch.id)
         for _ in range(REPLANS):
@@ -270,6 +282,7 @@ class Build:
         plan, parent_set = self.context.transact(look)
         if not plan.adds and not plan.removes:
             return None
+        self.tell("composing", 0, None)
         return commit_plan(
             self.context, self.held, self.warm, plan, parent_set, batch_id=self.batch.id
         )
@@ -282,6 +295,7 @@ class Build:
         """
         faults.point("before-gate")
         judge, edits, members = judge_of(self.context, self.model, version)
+        judge.tell = self.tell
         verdict = judge.judge_version(version, members, edits)
         verdict.suite.save(self.context.config.suites)
         if verdict.decision.outcome is Outcome.FAIL:
@@ -321,6 +335,7 @@ class Build:
         """Who is set aside for a failed version, as a step of the transaction that says so."""
         by_id = {edit.id: edit for edit in edits}
         factors = {str(m.edit_id): m.factor_digest for m in members}
+        judge.search = judge.runs + blaming.MAX_PROBE_RUNS
         found = blaming.blame(judge, by_id, factors, verdict)
         culprits = {int(edit_id): why for edit_id, why in found.culprits.items()}
         if not culprits and not found.stronger:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,7 @@ from mend_core.probes.asking import check_suite
 from mend_core.probes.results import question
 from mend_core.probes.scoring import Scorer
 from workers.building import Built, build, digest_of
+from workers.progress import Tell
 from workers.runtime import WarmModel, Weights
 
 log = logging.getLogger("mend.gate")
@@ -78,6 +79,11 @@ def policy_of(model: Model) -> Policy:
         return Policy.model_validate(dict(model.policy))
     except ValidationError as error:
         raise PolicyInvalid(f"model {model.name}: its policy is not usable: {error}") from error
+
+
+def _unanswered(suite: ProbeSuite, known: Sequence[ProbeResult]) -> int:
+    answered = {question(result) for result in known}
+    return sum(question(item) not in answered for item in suite.items)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,6 +144,9 @@ class Judge:
         removes: Factor digests that leave the set.
         parent_warm: The parent's own loaded model where it stands on another base or editor (after
             a rebase); then `parent_set` is empty and every edit is an added one.
+        tell: Hears how far probing is; None where nobody waits.
+        search: Probe runs at which a search for the edits at fault ends; 0 while there is none.
+        runs: Probe runs so far.
     """
 
     warm: WarmModel
@@ -149,6 +158,8 @@ class Judge:
     retained: Sequence[Edit] = ()
     removes: Sequence[str] = ()
     parent_warm: WarmModel | None = None
+    tell: Tell | None = None
+    search: int = 0
     runs: int = 0
     _policy: Policy = field(init=False)
     _extra: tuple[ProbeItem, ...] = field(init=False)
@@ -238,7 +249,14 @@ class Judge:
         suite = self.suite(edits)
         if tuning:
             suite = suite.for_tuning()
-        scorer = Scorer(warm.base, suite, prefix=warm.prefix, reference=warm.answers.known())
+        known = warm.answers.known()
+        scorer = Scorer(
+            warm.base,
+            suite,
+            prefix=warm.prefix,
+            reference=known,
+            progress=self._watch(suite, known),
+        )
         base = scorer.reference()
         warm.answers.keep(base)
         parent = self._parents(suite, scorer, base)
@@ -267,6 +285,31 @@ class Judge:
         return Verdict(
             decision, suite, results, parent, base, summarise(results, base), self._policy
         )
+
+    def _watch(
+        self, suite: ProbeSuite, known: Sequence[ProbeResult]
+    ) -> Callable[[int, int], None] | None:
+        """Tells how far this probe run is; in a search, how far that is."""
+        tell = self.tell
+        if tell is None:
+            return None
+        if self.search:
+            tell("bisecting", self.runs, self.search)
+            return None
+        of = _unanswered(suite, known) + len(suite)
+        if self.parent_weights and self.parent_warm is None:
+            of += _unanswered(suite, self.warm.results_of(self.parent))
+        before = last = 0
+        tell("probing", 0, of)
+
+        def watch(done: int, _of: int) -> None:
+            # Base, parent and version are asked one after the other, each counted from the start.
+            nonlocal before, last
+            before += last if done < last else 0
+            last = done
+            tell("probing", min(before + done, of), of)
+
+        return watch
 
     def _parents(
         self, suite: ProbeSuite, scorer: Scorer, base: list[ProbeResult]

@@ -13,11 +13,11 @@ import typer
 from gateway.commands.requests import ModelOption
 from gateway.output import JsonOption, complain, emit, plain, print_json, print_table, say
 from gateway.session import actor, open_session
-from ledger import audit
+from ledger import audit, models
 from ledger import doctor as checks
 from service import waiting
 from service.errors import UserError
-from service.session import find_model, find_version
+from service.session import Session, find_model, find_version
 
 app = typer.Typer(rich_markup_mode="markdown")
 audit_app = typer.Typer(
@@ -205,6 +205,18 @@ def audit_events(
     )
 
 
+def _attention(session: Session) -> list[str]:
+    """What is no broken invariant, and still keeps edits from being worked on."""
+    lines = [] if waiting.worker_alive(session) else [waiting.NO_WORKER]
+    with session.transaction() as connection:
+        for model in models.list_all(connection):
+            if model.problem is not None:
+                lines.append(f"model {model.name} cannot be worked on: {model.problem}")
+            if model.paused:
+                lines.append(f"model {model.name} is paused")
+    return lines
+
+
 @app.command()
 def doctor(
     deep: Annotated[
@@ -234,11 +246,13 @@ def doctor(
         else:
             with session.transaction() as connection:
                 found = [plain(f) for f in checks.check(connection, deep=deep)]
+        attention = _attention(session)
     value = {
         "healthy": not found,
         "deep": deep,
         "digests_recomputed": recomputed,
         "findings": found,
+        "attention": attention,
     }
 
     def human() -> None:
@@ -250,6 +264,8 @@ def doctor(
             )
         else:
             say("All invariants hold.")
+        for line in attention:
+            say(f"But: {line}")
 
     emit(value, as_json, human)
     if deep and not recomputed:

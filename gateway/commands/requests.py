@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.output import JsonOption, complain, emit, note, plain, print_table, say
+from gateway import waiting_view
+from gateway.exit_codes import FAILED, INTERRUPTED, NOT_POSSIBLE
+from gateway.output import JsonOption, complain, emit, note, plain, print_json, print_table, say
 from gateway.session import actor, open_session
 from ledger import edits, requests
 from ledger.records import Edit
@@ -18,6 +20,7 @@ from ledger.states import EditState
 from service import waiting
 from service.errors import UserError
 from service.session import Session, find_model
+from service.summary import Summary, summarise
 
 app = typer.Typer(rich_markup_mode="markdown")
 
@@ -107,11 +110,25 @@ def submit(
         result = _accept(session, chosen.id, parsed, origin=file)
         result["model"] = chosen.name
         result["refused"] = problems
-        if wait and result["edit_ids"]:
-            result["edits"] = _wait(session, result["edit_ids"], timeout)
-    emit(result, as_json, lambda: _say_submitted(result))
-    if problems:
-        raise typer.Exit(2)
+        if not as_json:
+            _say_submitted(result, waiting_follows=wait)
+        ids = result["edit_ids"]
+        came = _wait(session, ids, timeout) if wait and ids else None
+    _say_result(result, came, as_json=as_json)
+
+
+def _say_result(result: dict[str, Any], came: Summary | None, *, as_json: bool) -> None:
+    """Says what came of the edits where that was waited for; the exit code says it, too."""
+    if came is not None:
+        result["edits"], result["summary"] = list(came.edits), came
+    if as_json:
+        print_json(result)
+    elif came is not None:
+        waiting_view.show_summary(came)
+    if result["refused"]:
+        raise typer.Exit(NOT_POSSIBLE)
+    if came is not None and not came.all_live:
+        raise typer.Exit(FAILED)
 
 
 def _read(file: str, *, keep_going: bool) -> tuple[list[Any], list[str]]:
@@ -152,12 +169,19 @@ def _accept(
     return dict(plain(many))
 
 
-def _wait(session: Session, ids: list[int], timeout: float) -> list[dict[str, Any]]:
-    settled = waiting.for_edits(session, ids, timeout, tell=note)
-    return [{"id": edit.id, "state": str(edit.state), "error": edit.error} for edit in settled]
+def _wait(session: Session, ids: list[int], timeout: float) -> Summary:
+    """Waits until edits are settled, telling how far they are, and says what came of them."""
+    try:
+        with waiting_view.Ticker() as tell:
+            waiting.for_edits(session, ids, timeout, tell)
+    except KeyboardInterrupt:
+        note("No longer waiting. The work goes on: see `mend edits` and `mend status`.")
+        raise typer.Exit(INTERRUPTED) from None
+    with session.transaction() as connection:
+        return summarise(connection, ids)
 
 
-def _say_submitted(result: dict[str, Any]) -> None:
+def _say_submitted(result: dict[str, Any], *, waiting_follows: bool) -> None:
     ids = result["edit_ids"]
     span = f"edit {ids[0]}" if len(ids) == 1 else f"edits {min(ids)}-{max(ids)}" if ids else ""
     say(f"{result['accepted']} accepted for {result['model']}" + (f": {span}." if span else "."))
@@ -169,12 +193,7 @@ def _say_submitted(result: dict[str, Any]) -> None:
         say(f"{result['awaiting_approval']} wait for a person: `mend approve` or `mend reject`.")
     if result["refused"]:
         say(f"{len(result['refused'])} lines were refused.")
-    for edit in result.get("edits", []):
-        say(
-            f"  edit {edit['id']}: {edit['state']}"
-            + (f" ({edit['error']})" if edit["error"] else "")
-        )
-    if "edits" not in result and result["accepted"]:
+    if result["accepted"] and not waiting_follows:
         say("See them go with `mend edits`.")
 
 
@@ -202,18 +221,31 @@ def list_edits(
         found = edits.list_edits(
             connection, chosen.id, states=state or None, limit=limit, before_id=before
         )
-    emit(
-        found,
-        as_json,
-        lambda: print_table(
+        now = waiting.progress(connection, [edit for edit in found if edit.model_id == chosen.id])
+
+    def human() -> None:
+        # Beside the table, so that a pipe gets rows alone.
+        for line in waiting_view.standing(now):
+            note(line)
+        print_table(
             ("id", "state", "prompt", "target", "by", "updated", "note"),
             [
-                (e.id, e.state, e.prompt, e.target, e.submitted_by, e.updated_at, e.error or "")
+                (e.id, e.state, e.prompt, e.target, e.submitted_by, e.updated_at, _note_of(e))
                 for e in found
             ],
             title=f"Edits of {chosen.name}",
-        ),
-    )
+        )
+
+    emit(found, as_json, human)
+
+
+def _note_of(edit: Edit) -> str:
+    """Why an edit is where it is, in a few words."""
+    if edit.state is EditState.AWAITING_APPROVAL:
+        return "waits for someone's approval"
+    if edit.state is EditState.SUBMITTED and edit.not_before is not None:
+        return f"not before {edit.not_before:%Y-%m-%d %H:%M}"
+    return str(edit.error or (edit.evidence or {}).get("reason") or "")
 
 
 @app.command()

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from gateway import launch
+from gateway import launch, waiting_view
 from gateway.demo import answers
 from gateway.demo.home import run_home
 from gateway.rundir import make_home
@@ -203,7 +203,10 @@ class Demo:
         self._say(f"{accepted.accepted} edit requests accepted.")
         with self.console.status("the worker claims, factors, composes, probes …") as status:
             found = waiting.for_edits(
-                session, ids, TIMEOUT_SECONDS, lambda line: status.update(f"edits: {line}")
+                session,
+                ids,
+                TIMEOUT_SECONDS,
+                lambda now: status.update(f"edits: {waiting_view.progress_words(now)}"),
             )
         for edit in found:
             state = str(edit.state)

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
 from gateway import cli
 from ledger import models
 from ledger.db import transaction
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.inside import inside, make_service, tiny_editor, tiny_model
+
+__all__ = ["inside", "make_service", "tiny_editor", "tiny_model"]
 
 BASE = "sha256:" + "b" * 64
 EDITOR = "sha256:" + "e" * 64

@@ -10,7 +10,7 @@ from alembic import command
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from ledger import doctor, migrate
+from ledger import batches, doctor, migrate, models
 from ledger.db import engine_from_url, transaction
 from ledger.errors import DatabaseDown, SchemaMissing, SchemaNewer, SchemaOlder
 from ledger.states import EDIT_MOVES, EditState
@@ -44,6 +44,20 @@ def test_down_and_up_again_on_a_populated_database(desk, ledger_url):
     assert type(desk)(desk.engine).submit().state == "queued"
 
 
+def test_each_migration_down_and_up_keeps_the_rows(desk, ledger_url):
+    desk.submit()
+    version = desk.round()
+    desk.do(models.set_problem, desk.model_id, "no folder at /gone")
+    desk.do(batches.tell, version.batch_id, "probing", 1, 2)
+    migrate.downgrade(ledger_url, "0001")
+    with pytest.raises(SchemaOlder):
+        migrate.check(desk.engine)
+    migrate.upgrade(ledger_url)
+    assert desk.do(models.get, desk.model_id).problem is None
+    assert desk.do(batches.get, version.batch_id).stage is None
+    assert desk.do(doctor.check) == []
+
+
 def test_other_schemas_are_refused(empty_url):
     engine = engine_from_url(empty_url)
     with pytest.raises(SchemaMissing, match="mend up"):
@@ -66,9 +80,9 @@ def test_a_schema_of_an_older_release_is_refused_until_it_is_migrated(
     # The next release: one more migration than the database has.
     newer = tmp_path / "migrations"
     shutil.copytree(migrate.config().get_main_option("script_location"), newer)
-    (newer / "versions" / "0002_next.py").write_text(
+    (newer / "versions" / "0003_next.py").write_text(
         "from alembic import op\n"
-        "revision, down_revision, branch_labels, depends_on = '0002', '0001', None, None\n"
+        "revision, down_revision, branch_labels, depends_on = '0003', '0002', None, None\n"
         "def upgrade() -> None:\n    op.execute('CREATE TABLE next_release ()')\n"
         "def downgrade() -> None:\n    op.execute('DROP TABLE next_release')\n"
     )
@@ -81,7 +95,7 @@ def test_a_schema_of_an_older_release_is_refused_until_it_is_migrated(
 
     monkeypatch.setattr(migrate, "config", config)
     engine = engine_from_url(empty_url)
-    with pytest.raises(SchemaOlder, match=r"schema 0001, this code needs 0002.*'mend up'"):
+    with pytest.raises(SchemaOlder, match=r"schema 0002, this code needs 0003.*'mend up'"):
         migrate.check(engine)
     migrate.upgrade(empty_url)
     migrate.check(engine)

@@ -13,7 +13,7 @@ from mend_core.editors import load_editor
 from mend_core.factors import VersionStore, version_digest, weights_digest
 from tests.workers import tiny
 from tests.workers.tiny import GOLDEN, GUARDED, POISON
-from workers import faults, pipeline, restoring
+from workers import faults, pipeline, progress, restoring
 from workers.building import build, digest_of
 from workers.context import Stopping
 from workers.jobs.doctor import recomputer
@@ -433,3 +433,45 @@ def test_only_the_files_of_needed_versions_are_kept(make_service, inside):
         drain(context)
     store = VersionStore(context.config.versions)
     assert all(store.has(version(service, n).digest) for n in (1, 2, 3))
+
+
+def test_a_model_that_cannot_be_worked_on_says_why_until_it_can(make_service, inside):
+    service = make_service()
+    context = inside(service)
+    ids = service.submit(tiny.facts(2))
+    gone = service.source.with_name("elsewhere")
+    shutil.move(service.source, gone)
+    try:
+        drain(context)
+        problem = service.do(lambda c: rows.get(c, service.model.id)).problem
+        assert str(service.source) in problem
+        assert set(service.states(ids).values()) == {EditState.QUEUED}
+    finally:
+        shutil.move(gone, service.source)
+    context.resting.clear()
+    drain(context)
+    assert set(service.states(ids).values()) == {EditState.LIVE}
+    assert service.do(lambda c: rows.get(c, service.model.id)).problem is None
+
+
+def test_a_batch_tells_every_stage_it_goes_through(make_service, inside, monkeypatch):
+    service = make_service(settings={"suite": [GOLDEN]}, policy=GUARDED)
+    context = inside(service)
+    service.submit(tiny.facts(3))
+    service.submit([POISON])
+    told = []
+    real = batches.tell
+
+    def tell(conn, batch_id, stage, done, of):
+        real(conn, batch_id, stage, done, of)
+        told.append((batches.get(conn, batch_id).stage, done, of))
+
+    monkeypatch.setattr(batches, "tell", tell)
+    monkeypatch.setattr(progress, "TELL_SECONDS", 0.0)
+    drain(context)
+    stages = [stage for stage, _, _ in told]
+    assert list(dict.fromkeys(stages)) == ["factoring", "composing", "probing", "bisecting"]
+    assert ("factoring", 0, 4) in told
+    assert all(of is None or 0 <= done <= of for _, done, of in told)
+    probing = [(done, of) for stage, done, of in told if stage == "probing"]
+    assert any(done == of for done, of in probing)
