@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from mend_core.errors import PolicyInvalid
 from mend_core.probes.decision import Check, Outcome, Update
@@ -18,7 +20,13 @@ from mend_core.probes.statistics import (
     tango_upper,
     wilson_lower,
 )
-from mend_core.probes.suites import GOLDEN_KINDS, RETAINED_SLICE, ProbeKind
+from mend_core.probes.suites import (
+    GOLDEN_KINDS,
+    RETAINED_SLICE,
+    STANDING,
+    ProbeKind,
+    is_standing,
+)
 
 NAMED_LIMIT = 5
 """Items a sentence names before it says how many more there are."""
@@ -149,13 +157,20 @@ def share_check(name: str, rule: ShareRule, alpha: float, results: Sequence[Prob
     seen = f"{name}: {successes} of {n} ({observed:.1%}), {rule.score}"
     seen += f"; lower bound {bound:.1%} at {1 - alpha:.3g} confidence"
     seen += f" (design effect {effect:.2f})" if effect > 1 else ""
+    if rule.target is None:
+        seen += "; the policy demands nothing of it"
+        return Check(name, Outcome.REPORTED, observed, bound, None, n, None, seen)
     seen += f", target {rule.target:.1%}"
     best = needed_for_share(rule.target, 1.0, alpha)
+    few = best is not None and n < best
+    if few and rule.when_few == "report":
+        seen += f"; {_items(n)} cannot show it (that takes {best}), so nothing is judged by it"
+        return Check(name, Outcome.REPORTED, observed, bound, rule.target, n, best, seen)
     if bound >= rule.target:
         return Check(name, Outcome.PASS, observed, bound, rule.target, n, None, seen)
     if observed < rule.target:
         return Check(name, Outcome.FAIL, observed, bound, rule.target, n, None, seen)
-    if rule.when_few == "observed" and best is not None and n < best:
+    if few and rule.when_few == "observed":
         seen += f"; {_items(n)} cannot show it (that takes {best}), so the plain share was judged"
         return Check(name, Outcome.PASS, observed, bound, rule.target, n, best, seen)
     needed = needed_for_share(rule.target, observed, alpha)
@@ -182,13 +197,46 @@ def _demand_forced(name: str, score: Score, results: Sequence[ProbeResult]) -> N
         )
 
 
+@dataclass(slots=True)
+class _Ring:
+    """The paired verdicts of one check: a slice, or all slices of the standing suite together."""
+
+    broke: int = 0
+    fixed: int = 0
+    n: int = 0
+    slices: Counter[str] = field(default_factory=Counter)
+    clusters: dict[str, list[bool]] = field(default_factory=dict)
+
+    def add(self, result: ProbeResult, *, now: bool, then: bool) -> None:
+        lost = then and not now
+        self.broke += lost
+        self.fixed += now and not then
+        self.n += 1
+        self.slices[result.slice] += lost
+        # Neighbours of one edit stand or fall together; they count for fewer than they are.
+        self.clusters.setdefault(result.edit_id or result.item_id, []).append(lost)
+
+    @property
+    def effect(self) -> float:
+        return design_effect(self.clusters.values())
+
+    @property
+    def counts(self) -> tuple[float, float, float]:
+        """Broke, fixed and n, in items that count whole."""
+        effect = self.effect
+        return self.broke / effect, self.fixed / effect, self.n / effect
+
+
 def paired_checks(
     rule_name: str,
     rule: PairedRule,
     alpha: float,
     pairs: Sequence[tuple[ProbeResult, ProbeResult]],
 ) -> list[Check]:
-    """One non-inferiority check per kind and slice, Holm's levels shared between them.
+    """One non-inferiority check per kind and slice, Holm's levels shared between those judged.
+
+    The slices of the standing suite are one check together: a kind has too few questions to be
+    judged by itself, and its losses are named.
 
     Args:
         rule_name: Begins each check's name.
@@ -202,50 +250,88 @@ def paired_checks(
     if not pairs:
         return [_empty(rule_name, rule, "locality or capability prompts")]
     _demand_forced(rule_name, rule.score, [a for a, _ in pairs])
-    groups: dict[tuple[str, str], list[tuple[bool, bool]]] = {}
+    rings: dict[tuple[str, str], _Ring] = {}
     for after, before in pairs:
-        verdicts = (passes(after, rule.score), passes(before, rule.score))
-        groups.setdefault((after.kind.value, after.slice), []).append(verdicts)
-    names = sorted(groups)
-    counts = []
-    for name in names:
-        broke = sum(then and not now for now, then in groups[name])
-        fixed = sum(now and not then for now, then in groups[name])
-        counts.append((broke, fixed, len(groups[name])))
-    margins = [rule.margin_of(slice_name) for _, slice_name in names]
-    p_values = [noninferiority_p(*c, m) for c, m in zip(counts, margins, strict=True)]
-    levels = holm_levels(p_values, alpha)
-    return [
-        _paired_check(f"{rule_name}/{kind}/{slice_name}", rule, level, margin, count)
-        for (kind, slice_name), level, margin, count in zip(
-            names, levels, margins, counts, strict=True
+        name = STANDING if is_standing(after.slice) else after.slice
+        rings.setdefault((after.kind.value, name), _Ring()).add(
+            after, now=passes(after, rule.score), then=passes(before, rule.score)
         )
+    margins = {key: rule.margin_of(key[1]) for key in rings}
+    judged = [key for key in sorted(rings) if not _only_told(rule, alpha, rings[key], margins[key])]
+    levels = dict(
+        zip(
+            judged,
+            holm_levels(
+                [noninferiority_p(*rings[key].counts, _margin(margins[key])) for key in judged],
+                alpha,
+            ),
+            strict=True,
+        )
+    )
+    return [
+        _paired_check(
+            f"{rule_name}/{'/'.join(key)}", rule, levels.get(key), alpha, margins[key], rings[key]
+        )
+        for key in sorted(rings)
     ]
 
 
+def _margin(margin: float | None) -> float:
+    assert margin is not None, "a slice without a margin is not judged"
+    return margin
+
+
+def _only_told(rule: PairedRule, alpha: float, ring: _Ring, margin: float | None) -> bool:
+    """Whether a slice is told and not judged."""
+    if margin is None:
+        return True
+    best = needed_for_margin(margin, alpha)
+    return rule.when_few == "report" and best is not None and ring.n < best
+
+
 def _paired_check(
-    name: str, rule: PairedRule, level: float, margin: float, count: tuple[int, int, int]
+    name: str,
+    rule: PairedRule,
+    level: float | None,
+    alpha: float,
+    margin: float | None,
+    ring: _Ring,
 ) -> Check:
-    broke, fixed, n = count
-    observed = (broke - fixed) / n
-    bound = tango_upper(broke, fixed, n, level)
+    observed, n = (ring.broke - ring.fixed) / ring.n, ring.n
+    bound = tango_upper(*ring.counts, alpha if level is None else level)
     seen = (
-        f"{name}: {broke} broke, {fixed} fixed of {n}, {rule.score}; net loss {observed:.2%},"
-        f" upper bound {bound:.2%} at {1 - level:.4g} confidence, margin {margin:.2%}"
+        f"{name}: {ring.broke} broke, {ring.fixed} fixed of {n}, {rule.score};"
+        f" net loss {observed:.2%}, upper bound {bound:.2%} at"
+        f" {1 - (alpha if level is None else level):.4g} confidence"
     )
+    seen += f" (design effect {ring.effect:.2f})" if ring.effect > 1 else ""
+    if ring.broke and len(ring.slices) > 1:
+        worst = ", ".join(
+            f"{slice_name.partition('/')[2]} {lost}"
+            for slice_name, lost in ring.slices.most_common(NAMED_LIMIT)
+            if lost
+        )
+        seen += f"; broke most in: {worst}"
+    if margin is None:
+        seen += "; the policy demands nothing of it"
+        return Check(name, Outcome.REPORTED, observed, bound, None, n, None, seen)
+    seen += f", margin {margin:.2%}"
+    best = needed_for_margin(margin, alpha if level is None else level)
+    if level is None:
+        seen += f"; {_items(n)} cannot show it (that takes {best}), so nothing is judged by it"
+        return Check(name, Outcome.REPORTED, observed, bound, margin, n, best, seen)
     if isinstance(rule, DriftRule):
-        consumed = budget_consumed(broke, fixed, n, level, margin)
+        consumed = budget_consumed(*ring.counts, level, margin)
         seen += f"; {consumed:.0%} of the drift budget consumed"
     if bound < margin:
         return Check(name, Outcome.PASS, observed, bound, margin, n, None, seen)
     if observed >= margin:
         return Check(name, Outcome.FAIL, observed, bound, margin, n, None, seen)
-    best = needed_for_margin(margin, level)
     if rule.when_few == "observed" and best is not None and n < best:
         seen += f"; {_items(n)} cannot show it (that takes {best}), so the plain loss was judged"
         return Check(name, Outcome.PASS, observed, bound, margin, n, best, seen)
-    needed = needed_for_margin(margin, level, broke / n, fixed / n)
-    seen += _more(needed)
+    needed = needed_for_margin(margin, level, ring.broke / n, ring.fixed / n)
+    seen += _more(None if needed is None else round(needed * ring.effect))
     return Check(name, Outcome.INCONCLUSIVE, observed, bound, margin, n, needed, seen)
 
 

@@ -12,12 +12,15 @@ from mend_core.probes.policy import Score
 
 
 class Outcome(StrEnum):
-    """What a check, or the gate as a whole, says; SKIPPED occurs on checks only."""
+    """What a check, or the gate as a whole, says; REPORTED and SKIPPED occur on checks only."""
 
     PASS = "pass"  # noqa: S105 -- not a password
     FAIL = "fail"
     INCONCLUSIVE = "inconclusive"
+    REPORTED = "reported"
+    """Something was asked and nothing is judged by it: too few items, or the policy says so."""
     SKIPPED = "skipped"
+    """Nothing was asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,7 @@ class GateDecision:
         flips: Items that flipped against the parent, then against the base.
         policy_digest: The policy's name.
         suite_digest: The suite's name.
+        asked: What was asked and how many items of each; 0 names what was not asked.
     """
 
     outcome: Outcome
@@ -121,13 +125,20 @@ class GateDecision:
     flips: tuple[Flip, ...]
     policy_digest: str
     suite_digest: str | None = None
+    asked: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def sentence(self) -> str:
-        """The verdict and the first reason for it."""
+        """The verdict and the reasons for it; a pass says how much of it was judged."""
         reasons = [c.sentence for c in self.checks if c.outcome is self.outcome]
         if self.outcome is Outcome.PASS:
-            return f"pass: all {len(reasons)} checks hold"
+            counts = Counter(c.outcome for c in self.checks)
+            said = f"pass: {len(reasons)} checks hold"
+            if counts[Outcome.REPORTED]:
+                said += f", {counts[Outcome.REPORTED]} only report"
+            if counts[Outcome.SKIPPED]:
+                said += f", {counts[Outcome.SKIPPED]} had nothing to ask"
+            return said
         return f"{self.outcome.value}: {'; '.join(reasons)}"
 
     def suspects(self) -> tuple[str, ...]:
@@ -146,4 +157,5 @@ class GateDecision:
             "flips": [flip.to_dict() for flip in self.flips],
             "policy_digest": self.policy_digest,
             "suite_digest": self.suite_digest,
+            "asked": dict(self.asked),
         }

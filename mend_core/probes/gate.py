@@ -8,6 +8,9 @@ Three outcomes, because "not shown to be harmful" is not "shown to be harmless":
 * **inconclusive**: the observed rate is on the right side and the bound is not. More probe items
   could settle it; each such check says how many.
 
+A check may also only *report*: where the policy demands nothing of a slice, or where it has too few
+items to be judged by. And a decision names what was asked, and what was not.
+
 Paired checks are non-inferiority tests, slice by slice: Tango's upper bound of the net loss must
 stay below the margin. Holm's step-down shares the error level between the slices of one rule, so
 that "every slice listed as safe is safe" holds at that level.
@@ -15,6 +18,7 @@ that "every slice listed as safe is safe" holds at that level.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from mend_core.probes.checks import (
@@ -28,7 +32,14 @@ from mend_core.probes.checks import (
 from mend_core.probes.decision import Flip, GateDecision, Outcome, Update
 from mend_core.probes.policy import Policy, Score
 from mend_core.probes.results import ProbeResult, pair_up
-from mend_core.probes.suites import RETAINED_SLICE, ProbeKind
+from mend_core.probes.suites import (
+    GIVEN_SLICE,
+    RELATION_SLICE,
+    RETAINED_SLICE,
+    SUBJECT_SLICE,
+    ProbeKind,
+    is_standing,
+)
 
 
 def decide(
@@ -83,7 +94,55 @@ def decide(
         flips=tuple(flips),
         policy_digest=policy.digest,
         suite_digest=suite_digest,
+        asked=count_asked(candidate),
     )
+
+
+_NEIGHBOURS = {
+    GIVEN_SLICE: "locality prompts that came with the edits",
+    RELATION_SLICE: "the same statement about other subjects",
+    SUBJECT_SLICE: "other statements about the same subject",
+}
+
+_WORDS = {
+    ProbeKind.PARAPHRASE: "paraphrases",
+    ProbeKind.PORTABILITY: "conclusions from the edits",
+    ProbeKind.PROTECTED: "protected prompts",
+    ProbeKind.CAPABILITY: "questions with known answers",
+    ProbeKind.MUST_CONTAIN: "golden prompts",
+    ProbeKind.MUST_NOT_CONTAIN: "golden prompts",
+    ProbeKind.PERPLEXITY: "texts",
+    ProbeKind.HEALTH: "openings for free text",
+}
+
+
+def _word(result: ProbeResult) -> str:
+    """What an item is called in a list of what was asked."""
+    if result.kind is ProbeKind.EDIT:
+        return "earlier edits" if result.slice == RETAINED_SLICE else "new edits"
+    if result.kind is ProbeKind.LOCALITY:
+        if is_standing(result.slice):
+            return "everyday questions"
+        return _NEIGHBOURS.get(result.slice, "the model's own suite")
+    return _WORDS[result.kind]
+
+
+ASKABLE = (
+    "new edits",
+    "earlier edits",
+    "paraphrases",
+    *_NEIGHBOURS.values(),
+    "everyday questions",
+    "the model's own suite",
+    *dict.fromkeys(_WORDS[k] for k in _WORDS if k is not ProbeKind.PARAPHRASE),
+)
+"""All that can be asked, in the words a person reads."""
+
+
+def count_asked(results: Sequence[ProbeResult]) -> dict[str, int]:
+    """How many items of each sort a run asked; 0 for what it did not ask."""
+    found = Counter(_word(result) for result in results)
+    return {word: found[word] for word in ASKABLE}
 
 
 def find_flips(

@@ -72,20 +72,26 @@ class Hard(_Part):
     health_new_failures: int = Field(default=0, ge=0)
 
 
+WhenFew = Literal["inconclusive", "observed", "report"]
+"""What is said where there are too few items for even the best result to show what is demanded:
+"inconclusive"; "observed" (the plain rate is judged, and the sentence says so); or "report" (the
+numbers are told and nothing is judged by them)."""
+
+
 class ShareRule(_Part):
     """A share that must be shown to reach a target.
 
     Attributes:
-        target: The Wilson lower bound (one-sided, at `alpha`) must reach this.
+        target: The Wilson lower bound (one-sided, at `alpha`) must reach this. None reports the
+            share and judges nothing by it.
         score: Which verdict counts.
-        when_few: With too few items for even a perfect score to reach the bound: "inconclusive", or
-            "observed" (the plain share must reach the target; the sentence says so).
+        when_few: See `WhenFew`.
         when_empty: With no item at all: "inconclusive" or "skip".
     """
 
-    target: float = Field(gt=0, lt=1)
+    target: float | None = Field(gt=0, lt=1)
     score: Score = "free"
-    when_few: Literal["inconclusive", "observed"] = "observed"
+    when_few: WhenFew = "observed"
     when_empty: Literal["inconclusive", "skip"] = "skip"
 
 
@@ -94,29 +100,30 @@ class PairedRule(_Part):
 
     Attributes:
         margin: Largest harmless net loss, as a share of the slice's items.
-        slices: Margins of single slices, by name, in place of `margin`.
+        slices: Margins of single slices in place of `margin`, by name or by what stands before the
+            "/" of it. None reports the loss of that slice and judges nothing by it.
         score: Which verdict counts.
-        when_few: With too few items for even zero losses to show it: "inconclusive", or "observed"
-            (the plain loss must be below the margin; the sentence says so).
+        when_few: See `WhenFew`.
         when_empty: With no item at all: "inconclusive" or "skip".
     """
 
     margin: float = Field(gt=0, lt=1)
-    slices: dict[str, float] = Field(default_factory=dict)
+    slices: dict[str, float | None] = Field(default_factory=dict)
     score: Score = "free"
-    when_few: Literal["inconclusive", "observed"] = "inconclusive"
+    when_few: WhenFew = "inconclusive"
     when_empty: Literal["inconclusive", "skip"] = "skip"
 
     @model_validator(mode="after")
     def _margins(self) -> Self:
         for name, margin in self.slices.items():
-            if not 0 < margin < 1:
+            if margin is not None and not 0 < margin < 1:
                 raise ValueError(f"slices.{name}: a margin must lie strictly between 0 and 1")
         return self
 
-    def margin_of(self, name: str) -> float:
-        """The margin of a slice."""
-        return self.slices.get(name, self.margin)
+    def margin_of(self, name: str) -> float | None:
+        """The margin of a slice: its own, else its group's, else the general one."""
+        group = name.partition("/")[0]
+        return self.slices.get(name, self.slices.get(group, self.margin))
 
 
 class DriftRule(PairedRule):
@@ -180,14 +187,16 @@ class Policy(_Part):
         """Per statistical threshold, the items it takes in the best case (no failure at all)."""
         found: list[dict[str, Any]] = []
         for rule, share in (("success", self.success), ("generality", self.generality)):
-            if share is not None:
+            if share is not None and share.target is not None:
                 n = needed_for_share(share.target, 1.0, self.alpha)
                 asks = f"at least {share.target:.4g}"
                 found.append({"rule": rule, "asks": asks, "alpha": self.alpha, "n": n})
         for rule, paired in (("parent", self.parent), ("drift", self.drift)):
             if paired is not None:
                 margins = {rule: paired.margin} | {
-                    f"{rule}.slices.{name}": margin for name, margin in paired.slices.items()
+                    f"{rule}.slices.{name}": margin
+                    for name, margin in paired.slices.items()
+                    if margin is not None
                 }
                 for where, margin in margins.items():
                     n = needed_for_margin(margin, self.alpha)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -50,8 +50,8 @@ WINDOW = 128
 NOTHING = Trace((), (), finite=True)
 """The trace of an item that expects no text."""
 
-TEXT_BATCH = 4
-"""Windows per forward pass: their logits over the whole vocabulary are kept twice for KL."""
+TEXT_TOKENS = 512
+"""Tokens of text per forward pass: their logits over the whole vocabulary are kept twice for KL."""
 
 
 class Scorer:
@@ -181,9 +181,9 @@ class Scorer:
                 ):
                     found[result.item_id] = result
                 self._tell(len(found))
-        for asked in texts:
-            found[asked.item.id] = self._read(asked, weights, prefix)
-            self._tell(len(found))
+        for read in self._read(texts, weights, prefix):
+            found[read.item_id] = read
+        self._tell(len(found))
         return list(found.values())
 
     def _tell(self, done: int) -> None:
@@ -409,35 +409,37 @@ class Scorer:
 
     @torch.no_grad()
     def _read(
-        self, asked: Asked, weights: Mapping[str, Tensor] | None, prefix: PrefixCache | None
-    ) -> ProbeResult:
-        """Perplexity and KL on one text; the base's logits are made beside the version's."""
-        tokens, nll, drift, finite = 0, 0.0, 0.0, True
-        for start in range(0, len(asked.prompt), WINDOW * TEXT_BATCH):
-            tracks = [
-                window(self.base, asked.prompt[at : at + WINDOW])
-                for at in range(start, min(start + WINDOW * TEXT_BATCH, len(asked.prompt)), WINDOW)
-                if len(asked.prompt[at : at + WINDOW]) > 1
-            ]
-            if not tracks:
-                continue
+        self,
+        texts: Sequence[Asked],
+        weights: Mapping[str, Tensor] | None,
+        prefix: PrefixCache | None,
+    ) -> list[ProbeResult]:
+        """Perplexity and KL on texts; the base's logits are made beside the version's."""
+        windows = [
+            (asked.item.id, window(self.base, asked.prompt[at : at + WINDOW]))
+            for asked in texts
+            for at in range(0, len(asked.prompt), WINDOW)
+            if len(asked.prompt[at : at + WINDOW]) > 1
+        ]
+        sums = {asked.item.id: _TextSum() for asked in texts}
+        for batch in _filled(windows):
+            safe_point()
+            tracks = [track for _, track in batch]
             target = torch.tensor([token for t in tracks for token in t.continuation])
             own = self._log_probabilities(tracks, prefix)
-            if weights is None:
-                now = own
-            else:
+            now = own
+            if weights is not None:
                 with self._in_place(weights):
                     now = self._log_probabilities(tracks, prefix)
-                drift += float((own.exp() * (own - now)).sum(-1).double().sum())
-            loss = -now.gather(-1, target.to(now.device)[:, None]).double()
-            finite = finite and bool(torch.isfinite(now).all())
-            nll += float(loss.sum())
-            tokens += len(target)
-        result = _blank(asked.item, "", (), finite)
-        if not finite:
-            return replace(result, tokens=tokens)
-        kl = max(0.0, drift / tokens) if tokens else None  # rounding may leave -1e-9
-        return replace(result, passed=True, tokens=tokens, nll=nll if tokens else None, kl=kl)
+            drift = (own.exp() * (own - now)).sum(-1).double().cpu()
+            loss = -now.gather(-1, target.to(now.device)[:, None])[:, 0].double().cpu()
+            fine = torch.isfinite(now).all(-1).cpu()
+            at = 0
+            for item_id, track in batch:
+                span = slice(at, at + len(track.continuation))
+                sums[item_id].add(drift[span], loss[span], fine[span])
+                at = span.stop
+        return [sums[asked.item.id].result(asked.item, base_run=weights is None) for asked in texts]
 
     def _log_probabilities(self, tracks: Sequence[Track], prefix: PrefixCache | None) -> Tensor:
         """Log-probabilities (tokens, vocabulary) fp32 of the windows' continuations."""
@@ -455,6 +457,45 @@ def score(
 ) -> list[ProbeResult]:
     """Score one version on a suite; see `Scorer`. One result per item, in suite order."""
     return Scorer(base, suite, prefix=prefix, reference=reference).score(weights, drafts=drafts)
+
+
+def _filled(windows: Sequence[tuple[str, Track]]) -> Iterator[list[tuple[str, Track]]]:
+    """Windows of like length together, as many as `TEXT_TOKENS` allows, padding included."""
+    batch: list[tuple[str, Track]] = []
+    for item_id, track in sorted(windows, key=lambda pair: (-len(pair[1].continuation), pair[0])):
+        longest = batch[0][1] if batch else track
+        if batch and (len(batch) + 1) * (len(longest.continuation) + 1) > TEXT_TOKENS:
+            yield batch
+            batch = []
+        batch.append((item_id, track))
+    if batch:
+        yield batch
+
+
+@dataclass(slots=True)
+class _TextSum:
+    """Loss and drift of one text, window by window."""
+
+    tokens: int = 0
+    nll: float = 0.0
+    drift: float = 0.0
+    finite: bool = True
+
+    def add(self, drift: Tensor, loss: Tensor, fine: Tensor) -> None:
+        self.tokens += len(loss)
+        self.nll += float(loss.sum())
+        self.drift += float(drift.sum())
+        self.finite = self.finite and bool(fine.all())
+
+    def result(self, item: ProbeItem, *, base_run: bool) -> ProbeResult:
+        result = _blank(item, "", (), self.finite)
+        if not self.finite:
+            return replace(result, tokens=self.tokens)
+        if not self.tokens:
+            return replace(result, passed=True)
+        # Rounding may leave -1e-9; the base differs from itself by nothing.
+        kl = 0.0 if base_run else max(0.0, self.drift / self.tokens)
+        return replace(result, passed=True, tokens=self.tokens, nll=self.nll, kl=kl)
 
 
 def _blank(item: ProbeItem, answer: str, tokens: tuple[int, ...], finite: bool) -> ProbeResult:

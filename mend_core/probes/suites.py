@@ -39,6 +39,12 @@ SUBJECT_SLICE = "neighbour/subject"
 STANDING = "standing"
 """Begins the slices of the standing suite, which every version is asked: ``standing/KIND``."""
 
+
+def is_standing(slice_name: str) -> bool:
+    """Whether a slice belongs to the standing suite."""
+    return slice_name.partition("/")[0] == STANDING
+
+
 ANSWER_TOKENS_DEFAULT = 6
 """Longest free-running answer to a prompt with a known answer, in tokens (never less than the
 answer expected and two more)."""
@@ -387,6 +393,7 @@ def build_suite(
         SuiteInvalid: Duplicate ids, or an item breaks a rule of its kind.
     """
     new = list(edits)
+    extra = tuple(extra)
     asked_anew = {normalise(edit.prompt) for edit in new}
     old = [edit for edit in retained if normalise(edit.prompt) not in asked_anew]
     changing = {normalise(edit.prompt) for edit in (*new, *old)}
