@@ -18,7 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command as build
 
 from gateway.exit_codes import FAILED, INTERRUPTED, NOT_POSSIBLE, UNFORESEEN
-from gateway.output import fail
+from gateway.output import begin, fail
 from service.errors import ServiceError, UserError
 
 
@@ -216,6 +216,7 @@ def main() -> None:
     # A closed pipe (`mend edits | head`) ends the command as it ends every Unix filter.
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    begin()
     try:
         code = app(prog_name="mend", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

@@ -37,6 +37,15 @@ out = Console(highlight=False, **_PLAIN)
 err = Console(stderr=True, highlight=False, **_PLAIN)
 
 
+_spoken: set[str] = set()
+"""What this command has put on standard output so far."""
+
+
+def begin() -> None:
+    """Forgets what was printed: a command begins."""
+    _spoken.clear()
+
+
 def plain(value: object) -> Any:  # noqa: PLR0911 - one line per type reads best
     """Turns rows, dates and digests into what JSON knows.
 
@@ -90,11 +99,14 @@ def print_table(
     Args:
         columns: Their names.
         rows: Their values.
-        title: Printed above it on a terminal.
+        title: Printed above it on a terminal; in a pipe only where other text came before.
         flexible: Columns cut first where the terminal is narrow; without, those with sentences.
     """
     filled = [tuple(row) for row in rows]
     if not sys.stdout.isatty():
+        if _spoken and title:  # among other text a table needs its name; alone it is data
+            sys.stdout.write(f"\n{visible(title, lines=False)}\n")
+        _spoken.add("table")
         for line in separated(columns, filled):
             sys.stdout.write(line + "\n")
         sys.stdout.flush()
@@ -111,6 +123,7 @@ def print_table(
 
 def say(message: str) -> None:
     """Prints a line for people on standard output."""
+    _spoken.add("line")
     out.print(escape(visible(message)), soft_wrap=True)
 
 

@@ -68,6 +68,7 @@ def test_times_are_as_short_as_can_be_told_apart():
 def test_programs_get_whole_values_between_tabs(capsys):
     digest = "sha256:" + "d" * 64
     row = (*ROW[:2], "a\tb\nc", output.short(digest), None, NOW, True)
+    output.begin()
     output.print_table(COLUMNS, [row], title="Edits")
     header, line = capsys.readouterr().out.splitlines()
     assert header == "\t".join(COLUMNS)
