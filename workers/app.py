@@ -29,6 +29,11 @@ EVERY_MESSAGE = ("celery.worker.strategy", "celery.app.trace")
 _UNCONFIGURED: dict[str, Any] = {"broker_url": "memory://"}
 
 
+def _only_when_debugging(record: logging.LogRecord) -> bool:
+    """Whether to log a record: what is only informative, where everything is wanted."""
+    return record.levelno > logging.INFO or logging.getLogger().isEnabledFor(logging.DEBUG)
+
+
 def configuration(config: settings.Settings) -> dict[str, Any]:
     """Every Celery setting of the project, with its reason."""
     return {
@@ -66,7 +71,7 @@ def make_app() -> Celery:
     """The application, configured from the environment where there is one."""
     application = Celery("mend", set_as_current=True, amqp="workers.broker:PromptAmqp")
     for name in EVERY_MESSAGE:
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).addFilter(_only_when_debugging)
     application.steps["consumer"].add("workers.unheard:Unheard")
     try:
         config = settings.from_environment()
