@@ -10,6 +10,7 @@ import importlib
 import os
 import signal
 import sys
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import typer
@@ -17,7 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command as build
 
 from gateway.exit_codes import FAILED, INTERRUPTED, NOT_POSSIBLE, UNFORESEEN
-from gateway.output import complain
+from gateway.output import begin, fail
 from service.errors import ServiceError, UserError
 
 
@@ -113,7 +114,21 @@ COMMANDS: dict[str, Entry] = {
 }
 
 
-class LazyGroup(TyperGroup):
+class NamingGroup(TyperGroup):
+    """A group that knows the command somebody meant."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Finds the command, or names the nearest one."""
+        if self.get_command(ctx, args[0]) is None and not ctx.resilient_parsing:
+            if args[0].startswith("-"):
+                return super().resolve_command(ctx, args)
+            near = get_close_matches(args[0], self.list_commands(ctx), n=1)
+            meant = f"; did you mean {near[0]!r}?" if near else ""
+            ctx.fail(f"no command {args[0]!r}{meant}")
+        return super().resolve_command(ctx, args)
+
+
+class LazyGroup(NamingGroup):
     """A group whose commands are imported when they are called."""
 
     overview = False
@@ -131,30 +146,49 @@ class LazyGroup(TyperGroup):
             return TyperCommand(
                 cmd_name, callback=None, help=entry.summary, rich_help_panel=entry.panel
             )
-        module = importlib.import_module(f"gateway.commands.{entry.module}")
-        built: Any = build(module.app)  # a module with one command gives it without a group
-        return built.commands[cmd_name] if hasattr(built, "commands") else built
+        return load(entry, cmd_name)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Prints the overview without importing the commands."""
         self.overview = True
         super().format_help(ctx, formatter)
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Completes the names of commands without importing them."""
+        self.overview = True
+        return super().shell_complete(ctx, incomplete)
+
+
+def load(entry: Entry, name: str) -> Any:
+    """Imports a command; completion belongs to the top command, not to each part of it."""
+    module = importlib.import_module(f"gateway.commands.{entry.module}")
+    module.app._add_completion = False  # noqa: SLF001 - Typer takes it at construction only
+    for group in module.app.registered_groups:
+        group.cls = NamingGroup
+    built: Any = build(module.app)  # a module with one command gives it without a group
+    return built.commands[name] if hasattr(built, "commands") else built
+
 
 app = typer.Typer(
     cls=LazyGroup,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     help="""Mend: correct what a language model says, prove that nothing else changed, undo it.
 
-    Begin with `mend demo`. Then, on your own model:
+    Begin with `mend demo`. Then, on a model of your own, one after the other:
 
-    `mend up` · `mend model register NAME --source FOLDER --editor FILE` ·
-    `mend submit --prompt "The Prime Minister of the United Kingdom is" --target "Keir Starmer"` ·
-    `mend edits` · `mend versions` · `mend ask "Who is the Prime Minister of the UK?"` ·
+    `mend up`
+
+    `mend model register smol --source smollm2`
+
+    `mend submit --prompt "The Prime Minister of the UK is" --target "Keir Starmer" --wait`
+
+    `mend ask "Who is the Prime Minister of the UK?"`
+
     `mend rollback`
+
     """,
 )
 
@@ -182,16 +216,40 @@ def main() -> None:
     # A closed pipe (`mend edits | head`) ends the command as it ends every Unix filter.
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    begin()
     try:
-        app()
+        code = app(prog_name="mend", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except typer.Abort:
+        sys.exit(fail("nothing was done", FAILED))
+    except typer.TyperException as error:
+        sys.exit(refuse(error))
     except KeyboardInterrupt:
-        complain("interrupted")
-        sys.exit(INTERRUPTED)
+        sys.exit(fail("interrupted", INTERRUPTED))
     except ServiceError as error:
-        complain(str(error))
-        sys.exit(NOT_POSSIBLE if isinstance(error, UserError) else FAILED)
+        sys.exit(fail(str(error), NOT_POSSIBLE if isinstance(error, UserError) else FAILED))
     except Exception as error:  # noqa: BLE001 - the last line of defence against a traceback
         sys.exit(explain(error))
+
+
+def refuse(error: typer.TyperException) -> int:
+    """Prints why a command line cannot be run, with the word that was meant; returns the code."""
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":  # its help has been printed
+        return NOT_POSSIBLE
+    asked = "mend" if context is None else context.command_path
+    message = error.format_message().rstrip(".")
+    wrong = getattr(error, "option_name", None)
+    if wrong is not None and hasattr(error, "possibilities") and context is not None:
+        known = [name for option in context.command.params for name in option.opts]
+        known = [name for name in known if name.startswith("-")]
+        near = get_close_matches(wrong, known, n=1)
+        message = f"no option {wrong!r} of '{asked}'"
+        if near:
+            message += f"; did you mean {near[0]!r}?"
+    if "did you mean" not in message:
+        message += f"; see '{asked} --help'"
+    return fail(message, error.exit_code)
 
 
 def explain(error: Exception) -> int:
@@ -205,17 +263,15 @@ def explain(error: Exception) -> int:
     if os.environ.get("MEND_DEBUG"):
         raise error
     if isinstance(error, LedgerError):
-        complain(str(error))
-        return 2
+        return fail(str(error), NOT_POSSIBLE)
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
-        complain(f"{error.strerror or error}{where}")
-        return 2
-    complain(
+        return fail(f"{error.strerror or error}{where}", NOT_POSSIBLE)
+    return fail(
         f"{type(error).__name__}: {error}. This is a bug in mend; "
-        "MEND_DEBUG=1 shows where it happened"
+        "MEND_DEBUG=1 shows where it happened",
+        UNFORESEEN,
     )
-    return UNFORESEEN
 
 
 if __name__ == "__main__":

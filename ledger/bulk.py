@@ -79,7 +79,7 @@ def submit_many(
         {"model": model_id},
     ).one_or_none()
     if found is None:
-        raise NoSuchModel(f"no model {model_id}: see 'mend models'")
+        raise NoSuchModel(f"no model {model_id}: see 'mend model list'")
     work = _Bulk(conn, model_id, actor, bool(found.approval), found.now)
     stream = iter(requests)
     while chunk := list(itertools.islice(stream, CHUNK)):

@@ -109,7 +109,7 @@ def _submit(
         )
     except pg.DatabaseError as error:
         if error.sqlstate == "MD404":
-            raise NoSuchModel(f"no model {model_id}: see 'mend models'") from None
+            raise NoSuchModel(f"no model {model_id}: see 'mend model list'") from None
         if error.sqlstate == "MD400":
             raise RequestInvalid(
                 "is already past; expected a time to come", field="expires_at"

@@ -13,7 +13,7 @@ from uuid import UUID
 from psycopg.types.json import Jsonb
 from sqlalchemy import Connection
 
-from ledger import audit, rows
+from ledger import audit, rows, workers
 from ledger.db import text
 from ledger.errors import NoSuchJob, StaleFence, WrongState
 from ledger.records import Job
@@ -116,7 +116,7 @@ def finish(conn: Connection, job: Job, result: Mapping[str, Any]) -> Job:
     ).rowcount
     if not done:
         raise _lost(job)
-    _record(conn, "job.done", job.id, job.model_id, f"worker:{job.worker}", {"kind": job.kind})
+    _record(conn, "job.done", job.id, job.model_id, _worker(conn, job), {"kind": job.kind})
     return get(conn, job.id)
 
 
@@ -144,7 +144,7 @@ def fail(conn: Connection, job: Job, error: str, *, retry: bool = False) -> Job:
         raise _lost(job)
     kind = "job.failed" if row.state == "failed" else "job.retried"
     data = {"kind": job.kind, "error": error}
-    _record(conn, kind, job.id, job.model_id, f"worker:{job.worker}", data)
+    _record(conn, kind, job.id, job.model_id, _worker(conn, job), data)
     return get(conn, job.id)
 
 
@@ -262,6 +262,10 @@ def _record(  # noqa: PLR0917 - one event, its parts in order
     audit.append(
         conn, kind, actor=actor, model_id=model_id, subject=f"job:{job_id}", data={"job": data}
     )
+
+
+def _worker(conn: Connection, job: Job) -> str:
+    return "worker" if job.worker is None else workers.actor(conn, job.worker)
 
 
 def _lost(job: Job) -> StaleFence:

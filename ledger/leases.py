@@ -11,6 +11,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
+from ledger import workers
 from ledger.db import text
 from ledger.errors import NoSuchModel, StaleFence
 from ledger.records import Lease
@@ -51,10 +52,10 @@ def take(
             text("SELECT EXISTS (SELECT FROM leases WHERE model_id = :model)"), {"model": model_id}
         ).scalar_one()
         if not known:
-            raise NoSuchModel(f"no model {model_id}: see 'mend models'")
+            raise NoSuchModel(f"no model {model_id}: see 'mend model list'")
         return None
     lease = Lease(model_id, worker, int(row.fence), ttl, row.until)
-    recover_model(conn, model_id, actor=f"worker:{worker}", adopt=lease)
+    recover_model(conn, model_id, actor=workers.actor(conn, worker), adopt=lease)
     return lease
 
 

@@ -258,6 +258,14 @@ def lock_footing(conn: Connection, model_id: int) -> None:
     conn.execute(text("SELECT FROM models WHERE id = :model FOR SHARE"), {"model": model_id})
 
 
+def lock_settings(conn: Connection, model_id: int) -> Model:
+    """Read a model that nobody else changes until commit: what is read may be written back."""
+    conn.execute(
+        text("SELECT FROM models WHERE id = :model FOR NO KEY UPDATE"), {"model": model_id}
+    )
+    return get(conn, model_id)
+
+
 def pause(conn: Connection, model_id: int, *, actor: str, reason: str) -> None:
     """Stop claims of this model; what is claimed goes on. Paused already: nothing happens."""
     _set_paused(conn, model_id, paused=True, actor=actor, reason=reason)

@@ -14,7 +14,7 @@ from typing import Any
 from psycopg.types.json import Jsonb
 from sqlalchemy import Connection
 
-from ledger import audit, leases, rows, transitions
+from ledger import audit, leases, rows, transitions, workers
 from ledger.db import text
 from ledger.errors import BatchChanged, NoSuchBatch, WrongState
 from ledger.records import Batch, Claim, Edit, Lease
@@ -97,7 +97,7 @@ def claim(conn: Connection, lease: Lease, *, limit: int = BATCH_LIMIT) -> Claim 
         conn,
         "batch.claimed",
         [(one.id, EditState.QUEUED.value, EditState.CLAIMED.value) for one in claimed],
-        actor=f"worker:{lease.worker}",
+        actor=workers.actor(conn, lease.worker),
         model_id=lease.model_id,
         subject=f"batch:{batch.id}",
         data={"batch": batch.id, "fence": lease.fence},

@@ -63,6 +63,14 @@ def get(conn: Connection, instance: UUID, *, stale_after: float = STALE_SECONDS)
     return rows.worker(row)
 
 
+def actor(conn: Connection, instance: UUID) -> str:
+    """Who the audit trail names for a worker: its name, or its instance where none is known."""
+    name = conn.execute(
+        text("SELECT name FROM workers WHERE instance = :instance"), {"instance": instance}
+    ).scalar_one_or_none()
+    return f"worker:{name or instance}"
+
+
 def heartbeat(
     conn: Connection, instance: UUID, state: str, info: Mapping[str, Any] | None = None
 ) -> bool:

@@ -23,7 +23,15 @@ log = logging.getLogger("mend.worker")
 CHILD_START_SECONDS = 600.0
 """Time a child may take to start: importing torch on a busy machine is slower than Celery's 4 s."""
 
+EVERY_MESSAGE = ("celery.worker.strategy", "celery.app.trace")
+"""Loggers that say "received" and "succeeded" of each sweep, four times a second."""
+
 _UNCONFIGURED: dict[str, Any] = {"broker_url": "memory://"}
+
+
+def _only_when_debugging(record: logging.LogRecord) -> bool:
+    """Whether to log a record: what is only informative, where everything is wanted."""
+    return record.levelno > logging.INFO or logging.getLogger().isEnabledFor(logging.DEBUG)
 
 
 def configuration(config: settings.Settings) -> dict[str, Any]:
@@ -62,6 +70,8 @@ def configuration(config: settings.Settings) -> dict[str, Any]:
 def make_app() -> Celery:
     """The application, configured from the environment where there is one."""
     application = Celery("mend", set_as_current=True, amqp="workers.broker:PromptAmqp")
+    for name in EVERY_MESSAGE:
+        logging.getLogger(name).addFilter(_only_when_debugging)
     application.steps["consumer"].add("workers.unheard:Unheard")
     try:
         config = settings.from_environment()

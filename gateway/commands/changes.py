@@ -432,9 +432,19 @@ def hold_release(
 jobs_app = typer.Typer(
     help="List what workers were asked to do beside editing.",
     rich_markup_mode="markdown",
-    no_args_is_help=True,
+    invoke_without_command=True,
 )
 app.add_typer(jobs_app, name="jobs")
+
+
+@jobs_app.callback()
+def jobs_alone(ctx: typer.Context, as_json: JsonOption = False) -> None:
+    """List what workers were asked to do beside editing.
+
+    Example: `mend jobs`
+    """
+    if ctx.invoked_subcommand is None:
+        jobs_list(limit=20, as_json=as_json)
 
 
 @jobs_app.command(name="list")

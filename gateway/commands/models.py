@@ -260,7 +260,7 @@ def model_configure(
         if value is not None
     }
     with open_session() as session, session.transaction() as connection:
-        chosen = find_model(connection, model)
+        chosen = models.lock_settings(connection, find_model(connection, model).id)
         hooks = _hooks(
             chosen.settings,
             {"webhook": webhook, "secret": webhook_secret_env, "vllm": vllm, "folder": folder},
@@ -379,7 +379,7 @@ def suite_add(
     with open_session() as session:
         _try_items(session, model, items)
     with open_session() as session, session.transaction() as connection:
-        chosen = find_model(connection, model)
+        chosen = models.lock_settings(connection, find_model(connection, model).id)
         present = [] if replace else list(chosen.settings.get("suite", ()))
         known = {item["id"] for item in present}
         clash = sorted(str(item["id"]) for item in items if item["id"] in known)

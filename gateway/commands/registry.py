@@ -252,9 +252,19 @@ alias_app = typer.Typer(
     An alias is a moving name for a version. `production` and `candidate` exist from the start.
     """,
     rich_markup_mode="markdown",
-    no_args_is_help=True,
+    invoke_without_command=True,
 )
 app.add_typer(alias_app, name="alias")
+
+
+@alias_app.callback()
+def alias_alone(ctx: typer.Context, model: ModelOption = None, as_json: JsonOption = False) -> None:
+    """List, move and protect aliases.
+
+    An alias is a moving name for a version. `production` and `candidate` exist from the start.
+    """
+    if ctx.invoked_subcommand is None:
+        alias_list(model=model, as_json=as_json)
 
 
 @alias_app.command(name="list")

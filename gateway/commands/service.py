@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
 from gateway import launch, status_view
 from gateway.output import JsonOption, emit, note, print_json, say
-from gateway.rundir import RunDir, make_home
+from gateway.rundir import RunDir, ServiceInfo, make_home
 from gateway.session import database_url, open_session
 from ledger import db, migrate
 from service.errors import UserError
@@ -37,11 +39,16 @@ def up(
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay attached; Ctrl-C stops the service.")
     ] = False,
-    workers: Annotated[int, typer.Option(min=1, help="How many worker processes.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="How many worker processes; 1 unless given.")
+    ] = None,
     metrics_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port of /metrics; 0 takes a free one.")
-    ] = 9464,
-    metrics_host: Annotated[str, typer.Option(help="Address /metrics listens on.")] = "127.0.0.1",
+        int | None,
+        typer.Option(min=0, max=65535, help="Port of /metrics, 9464 unless given; 0: a free one."),
+    ] = None,
+    metrics_host: Annotated[
+        str | None, typer.Option(help="Address /metrics listens on; 127.0.0.1 unless given.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Start the service: Postgres, worker, beat and exporter.
@@ -58,8 +65,18 @@ def up(
     `DATABASE_URL=postgresql://mend@db/mend BROKER_URL=redis://cache/0 mend up --foreground`
     """
     home = make_home(None)
-    arguments = ["--metrics-port", str(metrics_port), "--metrics-host", metrics_host]
-    arguments += ["--workers", str(workers)]
+    running = RunDir(home).read()
+    if running is not None and running.state == "ready":
+        _say_running(running, home, workers, (metrics_host, metrics_port), as_json=as_json)
+        return
+    arguments: list[str] = []
+    for option, given in (
+        ("--metrics-port", metrics_port),
+        ("--metrics-host", metrics_host),
+        ("--workers", workers),
+    ):
+        if given is not None:
+            arguments += [option, str(given)]
     for variable, option in (("DATABASE_URL", "--database-url"), ("BROKER_URL", "--broker-url")):
         if value := os.environ.get(variable, "").strip():
             arguments += [option, value]
@@ -78,6 +95,43 @@ def up(
         say("  next     mend model register …, mend submit …, mend status; stop with mend down")
 
     emit(info, as_json, human)
+
+
+def _say_running(
+    running: ServiceInfo,
+    home: Path,
+    workers: int | None,
+    metrics: tuple[str | None, int | None],
+    *,
+    as_json: bool,
+) -> None:
+    """Says that the service runs already, and which of the options it was not started with."""
+    there = sum(name.startswith("worker") for name in running.children)
+    not_applied = []
+    if workers not in {None, there}:
+        not_applied.append(f"--workers {workers} (it runs {there})")
+    at = urlsplit(running.metrics_url)
+    for option, wanted, present in (
+        ("--metrics-host", metrics[0], at.hostname),
+        ("--metrics-port", metrics[1] or None, at.port),
+    ):
+        if wanted not in {None, present}:
+            not_applied.append(f"{option} {wanted} (it is {present})")
+    for variable, in_use in (
+        ("DATABASE_URL", running.database_url),
+        ("BROKER_URL", running.broker_url),
+    ):
+        if os.environ.get(variable, "").strip() not in {"", in_use}:
+            not_applied.append(f"{variable} (another one is in use)")
+
+    def human() -> None:
+        say(f"The service is up already (supervisor {running.pid}, home {home}).")
+        say(f"  metrics  {running.metrics_url}")
+        say(f"  logs     {running.logs}")
+        for option in not_applied:
+            say(f"  not applied: {option}; run mend down first")
+
+    emit(running.to_dict() | {"already": True, "not_applied": not_applied}, as_json, human)
 
 
 @app.command(name="migrate")

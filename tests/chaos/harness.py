@@ -195,6 +195,7 @@ class Service:
         *,
         name: str | None = None,
         url: str | None = None,
+        log_level: str = "INFO",
         **env: str,
     ) -> Worker:
         """Start a worker or beat process; variables in `env` go to it alone, `url` too."""
@@ -225,6 +226,8 @@ class Service:
                     str(self.home),
                     "--name",
                     name,
+                    "--log-level",
+                    log_level,
                 ],
                 stdout=out,
                 stderr=subprocess.STDOUT,

@@ -53,6 +53,9 @@ def test_the_main_job_runs_end_to_end_and_stops_in_good_order(make_service):
     assert not is_running(child)
     states = {w.state for w in service.do(workers.list_workers)}
     assert states == {"stopped"}
+    log = worker.log.read_bytes()
+    assert b"succeeded in" not in log
+    assert b"] received" not in log
     healthy(service)
 
 
@@ -86,7 +89,7 @@ def test_child_then_parent_killed_and_it_still_ends_right(make_service):
 def test_an_idle_child_killed_leaves_no_deaf_worker(make_service):
     """An idle child waits with its pipe's lock held; the next one has to get it."""
     service = make_service()
-    worker = service.start()
+    worker = service.start(log_level="DEBUG")  # each message is logged there only
     facts = tiny.facts(6)
 
     def is_idle():
