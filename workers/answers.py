@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -104,6 +104,31 @@ class Answers:
             self._prune()
         except (StoreError, OSError) as error:
             log.warning("the base's answers are not kept: %s", error)
+
+    def remembered(self, name: str) -> dict[str, str] | None:
+        """What `remember` kept under a name; None where nothing readable is kept."""
+        if self._root is None:
+            return None
+        try:
+            found = json.loads(self._note(name).read_bytes())
+        except (OSError, ValueError):
+            return None
+        if not isinstance(found, dict) or found.pop("", None) != name:
+            return None
+        return {str(key): str(value) for key, value in found.items()}
+
+    def remember(self, name: str, found: Mapping[str, str]) -> None:
+        """Keep something found out about this base; as `keep`, a full disk costs a line only."""
+        if self._root is None:
+            return
+        try:
+            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomic(self._note(name), json.dumps({"": name, **found}).encode())
+        except (StoreError, OSError) as error:
+            log.warning("what was found out about the base is not kept: %s", error)
+
+    def _note(self, name: str) -> Path:
+        return self._folder / f"{hashlib.sha256(name.encode()).hexdigest()}.json"
 
     def _load(self, path: Path) -> None:
         self._read.add(path.name)

@@ -99,11 +99,12 @@ def below_policy(card: dict[str, Any], policy: Policy) -> list[str]:
         ("gs", "paraphrases", policy.generality),
     ):
         value = best.get(score)
-        if rule is not None and isinstance(value, int | float) and value < rule.target:
+        target = None if rule is None else rule.target
+        if target is not None and isinstance(value, int | float) and value < target:
             found.append(
                 f"the editor's card says {value:.2f} of the tokens of held-out {what} at "
                 f"{best.get('edits', 0):.0f} edits together; policy {policy.name} wants "
-                f"{rule.target:.2f} of whole answers, so most versions will fail its gate: train "
+                f"{target:.2f} of whole answers, so most versions will fail its gate: train "
                 "the editor longer, or choose another editor or policy"
             )
     return found

@@ -91,7 +91,7 @@ def _model(context: Context, model_id: int) -> bool | None:
     model = context.transact(lambda conn: model_rows.get(conn, model_id))
     try:
         warm = context.models.get(model)
-        proving.check_model(model, warm)
+        proving.check_model(model, warm, context.config.suites)
     except (MendError, OSError) as error:
         log.error("model %s cannot be worked on: %s", model.name, error)  # noqa: TRY400 - the message is for a person
         _note_problem(context, model, str(error))
@@ -453,6 +453,7 @@ def judge_of(
         parent_weights=weights_of(parent_warm, parent, parent_set),
         parent_warm=parent_warm if apart else None,
         retained=[core_edit(edit) for edit in old],
+        suites=context.config.suites,
         removes=() if apart else [m.factor_digest for m in removes],
     )
     return judge, [core_edit(edit) for edit in new], adds

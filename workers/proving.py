@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -31,11 +32,13 @@ from mend_core.probes import (
     summarise,
 )
 from mend_core.probes.asking import check_suite
+from mend_core.probes.neighbours import neighbours
 from mend_core.probes.results import question
 from mend_core.probes.scoring import Scorer
 from workers.building import Built, build, digest_of
 from workers.progress import Tell
 from workers.runtime import WarmModel, Weights
+from workers.standing import standing_items
 
 log = logging.getLogger("mend.gate")
 
@@ -55,7 +58,7 @@ def user_items(model: Model) -> tuple[ProbeItem, ...]:
     return tuple(ProbeItem.from_dict(record) for record in records)
 
 
-def check_model(model: Model, warm: WarmModel) -> None:
+def check_model(model: Model, warm: WarmModel, suites: Path) -> None:
     """Refuse a policy or a suite that no version could be judged by, before anything is claimed.
 
     Raises:
@@ -63,7 +66,7 @@ def check_model(model: Model, warm: WarmModel) -> None:
         PolicyInvalid: The policy breaks one of its own.
     """
     policy_of(model)
-    items = user_items(model)
+    items = (*user_items(model), *standing_items(model.settings, suites))
     if items != warm.askable:
         check_suite(warm.base, ProbeSuite(items))
         warm.askable = items
@@ -142,6 +145,7 @@ class Judge:
         parent_weights: The parent's exact weights; empty for the base.
         retained: The parent's live edits (asked again, sampled).
         removes: Factor digests that leave the set.
+        suites: Folder of suites by digest, the standing suite of the registration among them.
         parent_warm: The parent's own loaded model where it stands on another base or editor (after
             a rebase); then `parent_set` is empty and every edit is an added one.
         tell: Hears how far probing is; None where nobody waits.
@@ -157,22 +161,38 @@ class Judge:
     parent_weights: Weights
     retained: Sequence[Edit] = ()
     removes: Sequence[str] = ()
+    suites: Path = Path()
     parent_warm: WarmModel | None = None
     tell: Tell | None = None
     search: int = 0
     runs: int = 0
     _policy: Policy = field(init=False)
     _extra: tuple[ProbeItem, ...] = field(init=False)
+    _standing: tuple[ProbeItem, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         """Read policy and items once."""
         self._policy = policy_of(self.model)
         self._extra = user_items(self.model)
+        self._standing = standing_items(self.model.settings, self.suites)
 
-    def suite(self, edits: Iterable[Edit]) -> ProbeSuite:
-        """The suite of a version that brings in these edits."""
+    def suite(self, edits: Iterable[Edit], *, standing: bool = True) -> ProbeSuite:
+        """The suite of a version that brings in these edits.
+
+        Neighbours of the edits and the standing suite are asked where the model was registered with
+        a standing suite.
+
+        Args:
+            edits: The new edits.
+            standing: Ask the standing suite too.
+        """
         retained = sample_edits(list(self.retained), RETAINED_EDITS)
-        return build_suite(edits, self._extra, retained=retained)
+        new = list(edits)
+        extra = [*self._extra]
+        if self._standing:
+            extra += neighbours(new)
+            extra += self._standing if standing else ()
+        return build_suite(new, extra, retained=retained)
 
     def candidate(self, adds: Sequence[str]) -> Built:
         """The version parent + adds - removes, in memory."""

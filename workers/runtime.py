@@ -54,6 +54,11 @@ def core_edit(edit: LedgerEdit) -> Edit:
     )
 
 
+def answers_of(base: Base, config: Settings) -> Answers:
+    """What a base answered to probe items, as far as this process keeps it."""
+    return Answers(base, cache_root() / "answers" if config.keep_answers else None)
+
+
 class WarmModel:
     """One registered model, loaded.
 
@@ -87,8 +92,7 @@ class WarmModel:
         self.prefix = PrefixCache(self.base, first)
         self.factors = FactorStore(config.factors)
         self.versions = VersionStore(config.versions)
-        kept = cache_root() / "answers" if config.keep_answers else None
-        self.answers = Answers(self.base, kept)
+        self.answers = answers_of(self.base, config)
         self.askable: tuple[ProbeItem, ...] = ()
         self._results: OrderedDict[str, tuple[ProbeResult, ...]] = OrderedDict()
         self._overlay = Overlay(self.base)

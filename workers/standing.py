@@ -8,7 +8,6 @@ which.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -17,8 +16,7 @@ from typing import Any
 import torch
 
 from mend_core.errors import SuiteInvalid
-from mend_core.files import write_atomic
-from mend_core.models import Base, PrefixCache
+from mend_core.models import Base
 from mend_core.probes import ProbeItem, ProbeSuite
 from mend_core.probes.asking import check_suite
 from mend_core.probes.scoring import Scorer
@@ -40,9 +38,7 @@ UNSTABLE = "its answer changes with a little noise in the weights"
 LOOPS = "the base's own text is too short or loops"
 
 
-def record(
-    base: Base, matrices: Iterable[str], answers: Answers, suites: Path, prefix: PrefixCache | None
-) -> dict[str, Any]:
+def record(base: Base, matrices: Iterable[str], answers: Answers, suites: Path) -> dict[str, Any]:
     """Ask a base the standing suite, and say which of it may be asked of its versions.
 
     Args:
@@ -50,7 +46,6 @@ def record(
         matrices: The matrices its editor changes.
         answers: Where the base's answers are kept.
         suites: Folder that keeps the suite under its digest.
-        prefix: Shared prefix activations.
 
     Returns:
         ``{"suite": digest, "left_out": {item id: reason}, "asked": n}``, for the model's settings.
@@ -64,7 +59,7 @@ def record(
     names = sorted(matrices)
     left_out = answers.remembered(_name(suite, names))
     if left_out is None:
-        left_out = _left_out(base, names, suite, answers, prefix)
+        left_out = _left_out(base, names, suite, answers)
         answers.remember(_name(suite, names), left_out)
     return {"suite": suite.digest, "left_out": left_out, "asked": len(suite) - len(left_out)}
 
@@ -78,9 +73,8 @@ def _left_out(
     names: list[str],
     suite: ProbeSuite,
     answers: Answers,
-    prefix: PrefixCache | None,
 ) -> dict[str, str]:
-    scorer = Scorer(base, suite, prefix=prefix, reference=answers.known())
+    scorer = Scorer(base, suite, reference=answers.known())
     own = scorer.reference()
     answers.keep(own)
     noisy = scorer.score(_noisy(base, names))

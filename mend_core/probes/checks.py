@@ -11,7 +11,6 @@ from mend_core.probes.decision import Check, Outcome, Update
 from mend_core.probes.policy import DriftRule, PairedRule, Policy, Score, ShareRule
 from mend_core.probes.results import ProbeResult, mean_kl, perplexity
 from mend_core.probes.statistics import (
-    budget_consumed,
     design_effect,
     holm_levels,
     needed_for_margin,
@@ -163,21 +162,22 @@ def share_check(name: str, rule: ShareRule, alpha: float, results: Sequence[Prob
     seen += f", target {rule.target:.1%}"
     best = needed_for_share(rule.target, 1.0, alpha)
     few = best is not None and n < best
+    needed, outcome = None, Outcome.INCONCLUSIVE
     if few and rule.when_few == "report":
         seen += f"; {_items(n)} cannot show it (that takes {best}), so nothing is judged by it"
-        return Check(name, Outcome.REPORTED, observed, bound, rule.target, n, best, seen)
-    if bound >= rule.target:
-        return Check(name, Outcome.PASS, observed, bound, rule.target, n, None, seen)
-    if observed < rule.target:
-        return Check(name, Outcome.FAIL, observed, bound, rule.target, n, None, seen)
-    if few and rule.when_few == "observed":
+        needed, outcome = best, Outcome.REPORTED
+    elif bound >= rule.target:
+        outcome = Outcome.PASS
+    elif observed < rule.target:
+        outcome = Outcome.FAIL
+    elif few and rule.when_few == "observed":
         seen += f"; {_items(n)} cannot show it (that takes {best}), so the plain share was judged"
-        return Check(name, Outcome.PASS, observed, bound, rule.target, n, best, seen)
-    needed = needed_for_share(rule.target, observed, alpha)
-    if needed is not None:
-        needed = round(needed * effect)
-    seen += _more(needed)
-    return Check(name, Outcome.INCONCLUSIVE, observed, bound, rule.target, n, needed, seen)
+        needed, outcome = best, Outcome.PASS
+    else:
+        needed = needed_for_share(rule.target, observed, alpha)
+        needed = None if needed is None else round(needed * effect)
+        seen += _more(needed)
+    return Check(name, outcome, observed, bound, rule.target, n, needed, seen)
 
 
 def _items(n: int) -> str:
@@ -201,6 +201,7 @@ def _demand_forced(name: str, score: Score, results: Sequence[ProbeResult]) -> N
 class _Ring:
     """The paired verdicts of one check: a slice, or all slices of the standing suite together."""
 
+    margin: float | None
     broke: int = 0
     fixed: int = 0
     n: int = 0
@@ -216,15 +217,29 @@ class _Ring:
         # Neighbours of one edit stand or fall together; they count for fewer than they are.
         self.clusters.setdefault(result.edit_id or result.item_id, []).append(lost)
 
-    @property
-    def effect(self) -> float:
-        return design_effect(self.clusters.values())
-
-    @property
     def counts(self) -> tuple[float, float, float]:
         """Broke, fixed and n, in items that count whole."""
-        effect = self.effect
+        effect = design_effect(self.clusters.values())
         return self.broke / effect, self.fixed / effect, self.n / effect
+
+    def sentence(self, name: str, score: Score, level: float) -> tuple[float, str]:
+        """The upper bound of the loss, and what was seen."""
+        bound = tango_upper(*self.counts(), level)
+        effect = design_effect(self.clusters.values())
+        seen = (
+            f"{name}: {self.broke} broke, {self.fixed} fixed of {self.n}, {score}; net loss"
+            f" {(self.broke - self.fixed) / self.n:.2%}, upper bound {bound:.2%}"
+            f" at {1 - level:.4g} confidence"
+        )
+        seen += f" (design effect {effect:.2f})" if effect > 1 else ""
+        if self.broke and len(self.slices) > 1:
+            worst = (
+                f"{slice_name.partition('/')[2]} {lost}"
+                for slice_name, lost in self.slices.most_common(NAMED_LIMIT)
+                if lost
+            )
+            seen += f"; broke most in: {', '.join(worst)}"
+        return bound, seen
 
 
 def paired_checks(
@@ -250,88 +265,65 @@ def paired_checks(
     if not pairs:
         return [_empty(rule_name, rule, "locality or capability prompts")]
     _demand_forced(rule_name, rule.score, [a for a, _ in pairs])
-    rings: dict[tuple[str, str], _Ring] = {}
+    rings: dict[str, _Ring] = {}
     for after, before in pairs:
-        name = STANDING if is_standing(after.slice) else after.slice
-        rings.setdefault((after.kind.value, name), _Ring()).add(
+        slice_name = STANDING if is_standing(after.slice) else after.slice
+        rings.setdefault(f"{after.kind.value}/{slice_name}", _Ring(rule.margin_of(slice_name))).add(
             after, now=passes(after, rule.score), then=passes(before, rule.score)
         )
-    margins = {key: rule.margin_of(key[1]) for key in rings}
-    judged = [key for key in sorted(rings) if not _only_told(rule, alpha, rings[key], margins[key])]
-    levels = dict(
-        zip(
-            judged,
-            holm_levels(
-                [noninferiority_p(*rings[key].counts, _margin(margins[key])) for key in judged],
-                alpha,
-            ),
-            strict=True,
-        )
-    )
+    names = sorted(rings)
+    p_values = {
+        name: noninferiority_p(*rings[name].counts(), ring.margin)
+        for name in names
+        if (ring := rings[name]).margin is not None and not _too_few(rule, alpha, ring)
+    }
+    levels = dict(zip(p_values, holm_levels(list(p_values.values()), alpha), strict=True))
     return [
-        _paired_check(
-            f"{rule_name}/{'/'.join(key)}", rule, levels.get(key), alpha, margins[key], rings[key]
-        )
-        for key in sorted(rings)
+        _judged(f"{rule_name}/{name}", rule, levels[name], rings[name])
+        if name in levels
+        else _told(f"{rule_name}/{name}", rule, alpha, rings[name])
+        for name in names
     ]
 
 
-def _margin(margin: float | None) -> float:
-    assert margin is not None, "a slice without a margin is not judged"
-    return margin
-
-
-def _only_told(rule: PairedRule, alpha: float, ring: _Ring, margin: float | None) -> bool:
-    """Whether a slice is told and not judged."""
-    if margin is None:
-        return True
-    best = needed_for_margin(margin, alpha)
+def _too_few(rule: PairedRule, alpha: float, ring: _Ring) -> bool:
+    """Whether a slice has too few items for the policy to judge by it."""
+    best = None if ring.margin is None else needed_for_margin(ring.margin, alpha)
     return rule.when_few == "report" and best is not None and ring.n < best
 
 
-def _paired_check(
-    name: str,
-    rule: PairedRule,
-    level: float | None,
-    alpha: float,
-    margin: float | None,
-    ring: _Ring,
-) -> Check:
-    observed, n = (ring.broke - ring.fixed) / ring.n, ring.n
-    bound = tango_upper(*ring.counts, alpha if level is None else level)
-    seen = (
-        f"{name}: {ring.broke} broke, {ring.fixed} fixed of {n}, {rule.score};"
-        f" net loss {observed:.2%}, upper bound {bound:.2%} at"
-        f" {1 - (alpha if level is None else level):.4g} confidence"
-    )
-    seen += f" (design effect {ring.effect:.2f})" if ring.effect > 1 else ""
-    if ring.broke and len(ring.slices) > 1:
-        worst = ", ".join(
-            f"{slice_name.partition('/')[2]} {lost}"
-            for slice_name, lost in ring.slices.most_common(NAMED_LIMIT)
-            if lost
-        )
-        seen += f"; broke most in: {worst}"
-    if margin is None:
+def _told(name: str, rule: PairedRule, alpha: float, ring: _Ring) -> Check:
+    """A slice that is told and not judged."""
+    bound, seen = ring.sentence(name, rule.score, alpha)
+    best = None
+    if ring.margin is None:
         seen += "; the policy demands nothing of it"
-        return Check(name, Outcome.REPORTED, observed, bound, None, n, None, seen)
+    else:
+        best = needed_for_margin(ring.margin, alpha)
+        seen += f", margin {ring.margin:.2%}; {_items(ring.n)} cannot show it (that takes {best}),"
+        seen += " so nothing is judged by it"
+    observed = (ring.broke - ring.fixed) / ring.n
+    return Check(name, Outcome.REPORTED, observed, bound, ring.margin, ring.n, best, seen)
+
+
+def _judged(name: str, rule: PairedRule, level: float, ring: _Ring) -> Check:
+    assert ring.margin is not None, "a slice without a margin is told, not judged"
+    margin, n = ring.margin, ring.n
+    observed = (ring.broke - ring.fixed) / n
+    bound, seen = ring.sentence(name, rule.score, level)
     seen += f", margin {margin:.2%}"
-    best = needed_for_margin(margin, alpha if level is None else level)
-    if level is None:
-        seen += f"; {_items(n)} cannot show it (that takes {best}), so nothing is judged by it"
-        return Check(name, Outcome.REPORTED, observed, bound, margin, n, best, seen)
-    if isinstance(rule, DriftRule):
-        consumed = budget_consumed(*ring.counts, level, margin)
-        seen += f"; {consumed:.0%} of the drift budget consumed"
     if bound < margin:
         return Check(name, Outcome.PASS, observed, bound, margin, n, None, seen)
     if observed >= margin:
         return Check(name, Outcome.FAIL, observed, bound, margin, n, None, seen)
+    best = needed_for_margin(margin, level)
     if rule.when_few == "observed" and best is not None and n < best:
         seen += f"; {_items(n)} cannot show it (that takes {best}), so the plain loss was judged"
         return Check(name, Outcome.PASS, observed, bound, margin, n, best, seen)
     needed = needed_for_margin(margin, level, ring.broke / n, ring.fixed / n)
-    seen += _more(None if needed is None else round(needed * ring.effect))
+    whole = n / ring.counts()[2]
+    needed = None if needed is None else round(needed * whole)
+    seen += _more(needed)
     return Check(name, Outcome.INCONCLUSIVE, observed, bound, margin, n, needed, seen)
 
 

@@ -86,6 +86,11 @@ def lead(answer: str) -> tuple[str, ...]:
     return tuple(taken) if taken else (squeeze(answer),)
 
 
+def has_words(answer: str) -> bool:
+    """Whether an answer holds a word or a number at all."""
+    return _WORD.search(answer) is not None
+
+
 def _begins_name(word: str) -> bool:
     return word[0].isupper() or word[0].isdigit()
 

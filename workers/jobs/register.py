@@ -5,6 +5,7 @@ Digests are computed where the weights are, by the science; the front door never
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,9 +16,10 @@ from mend_core.factors import version_digest
 from mend_core.models import load_base
 from mend_core.probes import ProbeItem, ProbeSuite, load_policy, parse_policy
 from mend_core.probes.asking import check_suite
-from workers import editors
+from workers import editors, standing
 from workers.context import Context
 from workers.jobs.payload import field
+from workers.runtime import answers_of
 
 
 def editor(context: Context, job: Job) -> Mapping[str, Any]:
@@ -54,7 +56,7 @@ def register(context: Context, job: Job) -> Mapping[str, Any]:
     Payload: ``name``, ``source`` ("smollm2", a folder or a hub id), ``editor`` (default: the
     shipped one made for this base; see `workers.editors.keep_for`), ``policy`` (shipped name) or
     ``policy_text`` (YAML), ``suite`` (probe items), ``settings``, ``approval``, ``auto_promote``,
-    ``max_attempts``.
+    ``max_attempts``, ``standing`` (false: versions are not asked the standing suite).
     """
     name, source = field(job, "name", str), field(job, "source", str)
     if any(model.name == name for model in context.transact(model_rows.list_all)):
@@ -104,6 +106,11 @@ def register(context: Context, job: Job) -> Mapping[str, Any]:
             actor=job.requested_by,
         )
 
+    asked: dict[str, Any] = {}
+    if job.payload.get("standing", True):
+        kept_answers = answers_of(base, context.config)
+        asked = standing.record(base, loaded.matrices, kept_answers, context.config.suites)
+        settings[standing.SETTING] = asked
     model = context.transact(write)
     # Warm now: the first batch should not wait for a second load.
     context.models.get(model, base)
@@ -119,5 +126,7 @@ def register(context: Context, job: Job) -> Mapping[str, Any]:
         "policy_says": policy.says,
         "policy_digest": policy.digest,
         "matrices": list(loaded.matrices),
+        "standing": {name: value for name, value in asked.items() if name != "left_out"}
+        | {"left_out": Counter((asked.get("left_out") or {}).values())},
         "warnings": editors.below_policy(kept.card, policy),
     }
