@@ -33,6 +33,7 @@ from mend_core.probes import (
 from mend_core.probes.asking import check_suite
 from mend_core.probes.results import question
 from mend_core.probes.scoring import Scorer
+from mend_core.probes.wording import told
 from workers.building import Built, build, digest_of
 from workers.runtime import WarmModel, Weights
 
@@ -107,7 +108,12 @@ class Verdict:
         return self.scores.to_dict() | {
             "decision": self.decision.to_dict(),
             "policy": self.policy.to_dict(),
+            "told": self.told(),
         }
+
+    def told(self) -> dict[str, Any]:
+        """The decision in plain words, for readers that cannot word it themselves."""
+        return told([check.to_dict() for check in self.decision.checks], self.results)
 
     def rows(self) -> list[dict[str, Any]]:
         """What the ledger keeps per item: the answer, and those of parent and base beside it."""
