@@ -8,9 +8,10 @@ from typing import Any
 
 from mend_core.datasets.edit import Edit
 from mend_core.factors import GridRows
-from mend_core.probes import Flip, GateDecision, Outcome, find
+from mend_core.probes import GateDecision, Outcome, find
 from mend_core.safepoints import safe_point
 from workers import faults
+from workers.charges import Broken, Reason, Run, Why, broken_by, complaints, evidence
 from workers.proving import Judge, Verdict
 from workers.runtime import WarmModel
 
@@ -49,42 +50,6 @@ def strengthen(warm: WarmModel, factor: GridRows, times: float) -> GridRows:
     return warm.editor.grid.encode(replace(real, rows=rows))
 
 
-def broken_by(decision: GateDecision) -> dict[str, Flip]:
-    """Items that the parent answered rightly and the judged set does not, by id."""
-    return {f.item_id: f for f in decision.flips if f.broke and f.against == "parent"}
-
-
-def evidence(
-    verdict: Verdict, edit_id: str, reason: str, broke: Mapping[str, Flip] | None = None
-) -> dict[str, Any]:
-    """What a person needs to see why an edit was set aside.
-
-    Args:
-        verdict: The whole batch's.
-        edit_id: Which edit.
-        reason: Why it is set aside.
-        broke: The items it broke, where a search told them from those of other edits; None shows
-            every item that the batch broke, and says so (``broke_by``).
-    """
-    whole = broken_by(verdict.decision)
-    shown = [f for f in verdict.decision.flips if f.broke]
-    if broke is not None:
-        # The whole batch's answers where it has them: those of a search end where they turn wrong.
-        shown = [whole.get(item_id, flip) for item_id, flip in sorted(broke.items())]
-    broken = [f.to_dict() for f in shown]
-    own = [r.to_dict() for r in verdict.results if r.edit_id == edit_id and not r.passed]
-    return {
-        "reason": reason,
-        "gate": verdict.decision.outcome.value,
-        "checks": [c.to_dict() for c in verdict.decision.checks if c.outcome is not Outcome.PASS],
-        "broke": broken[:50],
-        "broke_by": "batch" if broke is None else "edit",
-        "own": own[:20],
-        "policy": verdict.decision.policy_digest,
-        "suite": verdict.decision.suite_digest,
-    }
-
-
 def only_taking(decision: GateDecision) -> bool:
     """Whether nothing failed but that edits did not take."""
     return all(c.name in TAKING for c in decision.checks if c.outcome is Outcome.FAIL)
@@ -104,6 +69,10 @@ def worse(after: GateDecision, before: GateDecision) -> bool:
     return missed == missed_before and net_loss(after) > net_loss(before)
 
 
+Set = frozenset[tuple[str, str]]
+"""A set of edits as probe runs know it: each with the digest of its factor."""
+
+
 @dataclass(eq=False)
 class _Case:
     """A failed batch under investigation: what is still in it, with which factors."""
@@ -115,12 +84,14 @@ class _Case:
     max_runs: int
     now: dict[str, str] = field(init=False)
     stronger: dict[str, GridRows] = field(default_factory=dict)
-    seen: dict[frozenset[tuple[str, str]], GateDecision] = field(default_factory=dict)
+    seen: dict[Set, Run] = field(default_factory=dict)
+    tuned: dict[Set, Run] = field(default_factory=dict)
     culprits: dict[str, dict[str, Any]] = field(default_factory=dict)
     runs: int = 0
 
     def __post_init__(self) -> None:
         self.now = dict(self.factors)
+        self.seen[frozenset(self.factors.items())] = Run.of(self.failed)
 
     def left(self) -> int:
         return self.max_runs - self.runs
@@ -137,34 +108,44 @@ class _Case:
         self.runs += 1
         built = self.judge.candidate(list(factors.values()))
         edits = [self.edits[edit_id] for edit_id in factors]
-        found = self.judge.judge(built, edits, complete=False, tuning=tuning).decision
-        if not tuning:
-            self.seen[frozenset(factors.items())] = found
-        return found
+        found = self.judge.judge(
+            built, edits, complete=False, tuning=tuning, after=self.failed.decision
+        )
+        kept = self.tuned if tuning else self.seen
+        kept[frozenset(factors.items())] = Run.of(found)
+        return found.decision
 
-    def convict(self, edit_id: str, reason: str, broke: Mapping[str, Flip] | None = None) -> None:
-        self.culprits[edit_id] = evidence(self.failed, edit_id, reason, broke)
+    def convict(self, edit_id: str, reason: Reason, broken: Broken | None = None) -> None:
+        self.culprits[edit_id] = evidence(self.failed, edit_id, reason, broken)
         self.stronger.pop(edit_id, None)
         self.now.pop(edit_id, None)
 
-    def broken_alone(self, edit_id: str) -> dict[str, Flip] | None:
-        """Items broken in a set with an edit and not in the same set without it; None if unknown.
+    def pair(self, edit_id: str) -> tuple[Outcome | None, Broken | None]:
+        """What the gate said without an edit, and what that edit broke; None where not measured.
 
-        A search ends with just such a pair for each culprit it finds.
+        It takes two runs that differ by that edit alone, of which only the one with it fails. A
+        search ends with such a pair for each culprit it finds.
         """
         one = (edit_id, self.now[edit_id])
-        for chosen, decision in self.seen.items():
+        for chosen, run in self.seen.items():
+            if one not in chosen or run.decision.outcome is not Outcome.FAIL:
+                continue
+            if len(chosen) == 1:
+                # Without it there is the parent itself, which passed when it was made.
+                return Outcome.PASS, broken_by((edit_id,), run, None)
             without = self.seen.get(chosen - {one})
-            if one not in chosen or decision.outcome is not Outcome.FAIL:
-                continue
-            if without is None and len(chosen) > 1:
-                continue
-            if without is not None and without.outcome is Outcome.FAIL:
-                continue
-            spared = {} if without is None else broken_by(without)
-            broke = {i: flip for i, flip in broken_by(decision).items() if i not in spared}
-            return broke or None
-        return None
+            if without is not None and without.decision.outcome is not Outcome.FAIL:
+                return without.decision.outcome, broken_by((edit_id,), run, without)
+        return None, None
+
+    def broken_by_group(self, group: Sequence[str]) -> Broken | None:
+        """What edits broke together, where the rest was run with and without them."""
+        rest = frozenset((e, f) for e, f in self.now.items() if e not in group)
+        whole = self.seen.get(rest | {(e, self.factors[e]) for e in group})
+        without = self.seen.get(rest)
+        if whole is None or (rest and without is None):
+            return None
+        return broken_by(group, whole, without)
 
     def try_stronger(self) -> GateDecision:
         """Stronger steps for those that did not take; the last decision worth keeping."""
@@ -190,18 +171,46 @@ class _Case:
                 break
         return decision
 
+    def set_aside_weak(
+        self, weak: Sequence[str], *, strongest: float | None
+    ) -> GateDecision | None:
+        """Set aside edits that did not take, where the rest does not fail without them.
+
+        Args:
+            weak: Them.
+            strongest: The strongest step they were given in vain; they go in any case then.
+
+        Returns:
+            What the gate says of the rest; None where there is no rest or no run left.
+        """
+        rest = {e: f for e, f in self.now.items() if e not in weak}
+        decision = self.run(rest) if rest and self.left() else None
+        fails = decision is not None and decision.outcome is Outcome.FAIL
+        if strongest is not None or not rest or (decision is not None and not fails):
+            without = decision.outcome if decision is not None else None if rest else Outcome.PASS
+            broken = self.broken_by_group(weak)
+            for edit_id in weak:
+                reason = Reason(Why.GROUP, others=len(weak) - 1, without=without)
+                if strongest is not None:
+                    reason = Reason(Why.NOT_TAKEN, strongest=strongest, without=without)
+                self.convict(edit_id, reason, broken)
+        self.now = rest
+        return decision
+
     def search(self, decision: GateDecision) -> None:
         """Bisect what is left, which fails for a reason that stronger steps do not cure."""
-        self.seen.setdefault(frozenset(self.now.items()), decision)
+        whole = frozenset(self.now.items())
+        if whole in self.tuned:
+            self.seen.setdefault(whole, self.tuned[whole])
         found = find(
             tuple(self.now),
             lambda subset: self.run({e: self.now[e] for e in subset}).outcome,
             suspects=decision.suspects(),
             max_runs=self.left(),
         )
-        told = {edit_id: self.broken_alone(edit_id) for edit_id in found.culprits}
-        for edit_id, broke in told.items():
-            self.convict(edit_id, "the batch passes its gate without it", broke)
+        told = {edit_id: self.pair(edit_id) for edit_id in found.culprits}
+        for edit_id, (without, broken) in told.items():
+            self.convict(edit_id, Reason(Why.FOUND, without=without), broken)
         if not found.exhausted:
             return
         undecided = set(found.undecided)
@@ -209,11 +218,7 @@ class _Case:
         if not ranked and not found.culprits:
             ranked = list(found.undecided)  # or the same search would begin again
         for edit_id in ranked:
-            self.convict(
-                edit_id,
-                f"suspected and not cleared: the search for the edits at fault ended after "
-                f"{self.max_runs} probe runs",
-            )
+            self.convict(edit_id, Reason(Why.NOT_CLEARED, runs=self.runs))
 
 
 def blame(
@@ -230,7 +235,7 @@ def blame(
     `STEP_TRIES` times and as long as that does no harm; those that still do not take are set
     aside. Whatever else is wrong, the rest is bisected without them. Edits that did not take in a
     batch with other culprits stay in: the next version, without those, says only that of them, and
-    then they get their stronger step.
+    then they get their stronger step. A batch of one needs no search: it fails with its edit.
 
     Args:
         judge: Judges subsets against the same parent.
@@ -241,34 +246,23 @@ def blame(
             set aside and the rest goes on.
     """
     case = _Case(judge, edits, factors, failed, max_runs)
-    decision = failed.decision
-    weak: Sequence[str] = [e for e in decision.not_taken if e in case.now]
+    decision, strongest = failed.decision, None
     if only_taking(decision):
         decision = case.try_stronger()
         if decision.outcome is Outcome.PASS:
             return Blame({}, case.stronger, case.runs)
-        weak = [e for e in decision.not_taken if e in case.now]
-        for edit_id in weak:
-            case.convict(
-                edit_id,
-                f"did not take, and no step up to {STEP_GROWTH**STEP_TRIES:.3g} x as strong helped "
-                "without harm",
-                {i: f for i, f in broken_by(failed.decision).items() if f.edit_id == edit_id},
-            )
-    else:
-        for edit_id in weak:
-            del case.now[edit_id]
-    if weak and case.now and case.left():
-        decision = case.run(case.now)
-        if decision.outcome is not Outcome.FAIL:
-            spared = broken_by(decision)
-            broke = {i: f for i, f in broken_by(failed.decision).items() if i not in spared}
-            for edit_id in weak:
-                if edit_id not in case.culprits:
-                    case.convict(
-                        edit_id, "did not take, and the batch passes its gate without it", broke
-                    )
+        strongest = STEP_GROWTH**case.runs
+    if len(edits) == 1 and decision.outcome is Outcome.FAIL:
+        [edit_id] = edits
+        reason = Reason(Why.ALONE, failed=complaints(failed.decision), strongest=strongest)
+        case.convict(edit_id, reason, broken_by((edit_id,), Run.of(failed), None))
+        return Blame(case.culprits, case.stronger, case.runs)
+    weak: Sequence[str] = [e for e in decision.not_taken if e in case.now]
+    if weak:
+        after = case.set_aside_weak(weak, strongest=strongest)
+        if after is not None and after.outcome is not Outcome.FAIL:
             return Blame(case.culprits, case.stronger, case.runs)
+        decision = after or decision
     if case.now:
         case.search(decision)
     return Blame(case.culprits, case.stronger, case.runs)

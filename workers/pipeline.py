@@ -31,7 +31,7 @@ from mend_core.errors import MendError, ProbeError, StoreCorrupt, StoreError, St
 from mend_core.factors import platform_tag, weights_digest
 from mend_core.probes import Outcome
 from mend_core.safepoints import interruptible, safe_point
-from workers import blaming, faults, hooks, proving, restoring
+from workers import blaming, charges, faults, hooks, proving, restoring
 from workers.building import build, files_of, weights_of
 from workers.context import Context, Held, Stopping
 from workers.factoring import factor_record, fail_unaskable, help_any, run_batch
@@ -340,9 +340,9 @@ class Build:
         culprits = {int(edit_id): why for edit_id, why in found.culprits.items()}
         if not culprits and not found.stronger:
             # Nobody alone is to blame and the whole still fails: set all aside, or it never ends.
+            reason = charges.Reason(charges.Why.WHOLE, others=len(by_id) - 1)
             culprits = {
-                int(edit_id): blaming.evidence(verdict, edit_id, "the batch fails as a whole")
-                for edit_id in by_id
+                int(edit_id): charges.evidence(verdict, edit_id, reason) for edit_id in by_id
             }
         log.info(
             "model %s: version %d failed; %d culprits of %d, %d steps made stronger, %d probe runs",

@@ -35,10 +35,11 @@ from mend_core.probes.asking import check_suite
 from mend_core.probes.neighbours import neighbours
 from mend_core.probes.results import question
 from mend_core.probes.scoring import Scorer
+from mend_core.probes.wording import told
 from workers.building import Built, build, digest_of
 from workers.progress import Tell
 from workers.runtime import WarmModel, Weights
-from workers.standing import standing_items
+from workers.standing import standing_items, worth_searching
 
 log = logging.getLogger("mend.gate")
 
@@ -116,7 +117,12 @@ class Verdict:
         return self.scores.to_dict() | {
             "decision": self.decision.to_dict(),
             "policy": self.policy.to_dict(),
+            "told": self.told(),
         }
+
+    def told(self) -> dict[str, Any]:
+        """The decision in plain words, for readers that cannot word it themselves."""
+        return told([check.to_dict() for check in self.decision.checks], self.results)
 
     def rows(self) -> list[dict[str, Any]]:
         """What the ledger keeps per item: the answer, and those of parent and base beside it."""
@@ -176,7 +182,7 @@ class Judge:
         self._extra = user_items(self.model)
         self._standing = standing_items(self.model.settings, self.suites)
 
-    def suite(self, edits: Iterable[Edit], *, standing: bool = True) -> ProbeSuite:
+    def suite(self, edits: Iterable[Edit], after: GateDecision | None = None) -> ProbeSuite:
         """The suite of a version that brings in these edits.
 
         Neighbours of the edits and the standing suite are asked where the model was registered with
@@ -184,14 +190,15 @@ class Judge:
 
         Args:
             edits: The new edits.
-            standing: Ask the standing suite too.
+            after: In a search for edits at fault, the decision that began it: of the standing suite
+                only what failed then is asked, in part.
         """
         retained = sample_edits(list(self.retained), RETAINED_EDITS)
         new = list(edits)
         extra = [*self._extra]
         if self._standing:
             extra += neighbours(new)
-            extra += self._standing if standing else ()
+            extra += self._standing if after is None else worth_searching(self._standing, after)
         return build_suite(new, extra, retained=retained)
 
     def candidate(self, adds: Sequence[str]) -> Built:
@@ -252,6 +259,7 @@ class Judge:
         *,
         complete: bool = True,
         tuning: bool = False,
+        after: GateDecision | None = None,
     ) -> Verdict:
         """Probe a built version on the suite of its new edits, and decide.
 
@@ -262,11 +270,12 @@ class Judge:
             edits: Its new edits.
             complete: False for a search: same verdicts, but answers end where they turn wrong.
             tuning: Leave the canaries out.
+            after: The decision that began a search; see `suite`.
         """
         self.runs += 1
         began = time.monotonic()
         warm = self.warm
-        suite = self.suite(edits)
+        suite = self.suite(edits, after)
         if tuning:
             suite = suite.for_tuning()
         known = warm.answers.known()

@@ -8,7 +8,7 @@ which.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ import torch
 
 from mend_core.errors import SuiteInvalid
 from mend_core.models import Base
-from mend_core.probes import ProbeItem, ProbeSuite
+from mend_core.probes import GateDecision, Outcome, ProbeItem, ProbeSuite
 from mend_core.probes.asking import check_suite
 from mend_core.probes.scoring import Scorer
 from mend_core.probes.standing import standing_suite
-from mend_core.probes.suites import UNCHANGED_KINDS, ProbeKind
+from mend_core.probes.suites import STANDING, UNCHANGED_KINDS, ProbeKind
 from mend_core.probes.verdicts import has_words
 from workers.answers import Answers
 
@@ -32,6 +32,9 @@ NOISE = 0.02
 """Norm of the noise in each edited matrix, relative to the matrix: about a harmless update's."""
 
 SEED = 20260101
+
+SEARCH_SHARE = 3
+"""One in so many everyday questions is asked in each run of a search."""
 
 NO_WORD = "its answer holds no word"
 UNSTABLE = "its answer changes with a little noise in the weights"
@@ -101,6 +104,24 @@ def _noisy(base: Base, names: list[str]) -> dict[str, torch.Tensor]:
         noise *= NOISE * weight.norm() / noise.norm()
         noisy[matrix.name] = (weight + noise).to(matrix.weight.dtype)
     return noisy
+
+
+def worth_searching(items: Sequence[ProbeItem], decision: GateDecision) -> tuple[ProbeItem, ...]:
+    """What of the standing suite a search for edits at fault asks, run after run.
+
+    Only what failed: every `SEARCH_SHARE`-th everyday question, the texts, the openings. The
+    version that the search ends with is asked everything again.
+    """
+    failed = {check.name for check in decision.checks if check.outcome is Outcome.FAIL}
+    questions = [item for item in items if item.kind is ProbeKind.LOCALITY]
+    chosen: list[ProbeItem] = []
+    if any(name.endswith(f"/{STANDING}") for name in failed):
+        chosen += questions[::SEARCH_SHARE]
+    if failed & {"drift.perplexity", "drift.kl"}:
+        chosen += [item for item in items if item.kind is ProbeKind.PERPLEXITY]
+    if "hard.health" in failed:
+        chosen += [item for item in items if item.kind is ProbeKind.HEALTH]
+    return tuple(chosen)
 
 
 @lru_cache(maxsize=8)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
+from sqlalchemy import Connection
 
 from gateway.commands.models import policy_payload
 from gateway.commands.registry import VersionName
 from gateway.commands.requests import ModelOption, ReasonOption
 from gateway.output import JsonOption, emit, note, print_table, say
 from gateway.session import actor, open_session
-from ledger import gates
+from ledger import gates, versions
+from ledger.records import Model
+from ledger.states import GateOutcome
 from service import waiting
 from service.errors import UserError
 from service.session import find_model, find_version
+
+_LOOKED_AT = 100
+"""Newest versions among which the last one judged is looked for."""
 
 app = typer.Typer(rich_markup_mode="markdown")
 gate_app = typer.Typer(
@@ -28,7 +34,11 @@ app.add_typer(gate_app, name="gate")
 
 @gate_app.command(name="show")
 def gate_show(
-    version: VersionName = "candidate", model: ModelOption = None, as_json: JsonOption = False
+    version: Annotated[
+        str | None, typer.Argument(help="Number, alias or digest; the last one judged if left out.")
+    ] = None,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Show what the gate said of a version, check by check.
 
@@ -39,27 +49,52 @@ def gate_show(
     """
     with open_session() as session, session.transaction() as connection:
         chosen = find_model(connection, model)
-        found = find_version(connection, chosen, version)
+        found = find_version(connection, chosen, version or _last_judged(connection, chosen))
         decisions = gates.decisions(connection, found.id)
     value = {"version": found.number, "gate": str(found.gate), "decisions": decisions}
 
     def human() -> None:
         say(f"Version {found.number} of {chosen.name}: {found.gate}")
         for decision in decisions:
-            print_table(
-                ("check", "outcome", "what was found"),
-                [
-                    (check.get("name"), check.get("outcome"), check.get("sentence", ""))
-                    for check in decision.get("checks", [])
-                ],
-                title=f"{decision.get('outcome')} by {decision.get('actor')}",
-            )
+            at = f"{decision['created_at']:%Y-%m-%d %H:%M}"
             if decision.get("override_reason"):
-                say(f"A person decided, because: {decision['override_reason']}")
+                say(f"{decision['actor']} decided on {at}: {decision['override_reason']}")
+            else:
+                say(f"{decision['outcome']} by {decision['actor']}, {at}")
+            _say_checks(decision["checks"], decision["scores"].get("told") or {})
             say(f"policy {decision.get('policy_digest')}")
             say(f"suite  {decision.get('suite_digest')}")
 
     emit(value, as_json, human)
+
+
+def _last_judged(connection: Connection, model: Model) -> str:
+    """The newest version that a gate has spoken of; the candidate where there is none."""
+    for version in versions.list_versions(connection, model.id, limit=_LOOKED_AT):
+        if version.number and version.gate is not GateOutcome.PENDING:
+            return str(version.number)
+    return "candidate"
+
+
+def _say_checks(checks: Sequence[Mapping[str, Any]], told: Mapping[str, Any]) -> None:
+    """Print plain words first, then what was asked and what was not, then statistics."""
+    judged = [c for c in checks if c.get("outcome") not in {"skipped", "reported"}]
+    say(f"{len(judged)} of {len(checks)} checks had something to ask.")
+    plain = told.get("plain") or {}
+    if told:
+        say(f"Checks: {told['summary']}.")
+        say("Asked: " + (", ".join(f"{one['n']} {one['what']}" for one in told["asked"]) or "-"))
+        if not told["besides"]:
+            say("Nothing but the edits' own prompts was asked: nobody looked what else changed.")
+    for check in judged:
+        say(f"  {check['outcome']}: {plain.get(check['name'], check['sentence'])}")
+    silent = [c for c in checks if c not in judged]
+    if silent:
+        say("Not judged: " + ", ".join(str(check["name"]) for check in silent))
+    print_table(
+        ("check", "outcome", "n", "statistics"),
+        [(c["name"], c["outcome"], c.get("n"), c["sentence"]) for c in (*judged, *silent)],
+    )
 
 
 @gate_app.command(name="check")
@@ -92,10 +127,7 @@ def gate_check(
 
     def human() -> None:
         say(f"Version {result['number']}: {result['outcome']}")
-        print_table(
-            ("check", "outcome", "what was found"),
-            [(c.get("name"), c.get("outcome"), c.get("sentence", "")) for c in result["checks"]],
-        )
+        _say_checks(result["checks"], result["told"])
 
     emit(result, as_json, human)
 
@@ -104,7 +136,8 @@ def gate_check(
 def gate_policy(
     *,
     policy: Annotated[
-        str | None, typer.Argument(help="`default`, `demo`, or a YAML file; left out: only show.")
+        str | None,
+        typer.Argument(help="`default`, `strict`, `demo`, or a YAML file; left out: only show."),
     ] = None,
     reason: ReasonOption = "",
     timeout: Annotated[float, typer.Option(min=1, help="Longest wait, in seconds.")] = 300.0,

@@ -48,7 +48,7 @@ app.add_typer(model_app, name="model")
 app.add_typer(editor_app, name="editor")
 app.add_typer(suite_app, name="suite")
 
-SHIPPED_POLICIES = ("default", "demo")
+SHIPPED_POLICIES = ("default", "strict", "demo")
 
 SUITE_SECONDS = 300.0
 """Longest wait for a worker to try new probe items; it may have to load the model first."""
@@ -69,7 +69,7 @@ def model_register(
         ),
     ] = "shipped",
     policy: Annotated[
-        str, typer.Option(help="Gate policy: `default`, `demo`, or a YAML file.")
+        str, typer.Option(help="Gate policy: `default`, `strict`, `demo`, or a YAML file.")
     ] = "default",
     suite: Annotated[Path | None, typer.Option(help="JSONL file of probe items.")] = None,
     approval: Annotated[

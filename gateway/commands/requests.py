@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from gateway import waiting_view
+from gateway.edit_page import describe
 from gateway.exit_codes import FAILED, INTERRUPTED, NOT_POSSIBLE
 from gateway.output import JsonOption, complain, emit, note, plain, print_json, print_table, say
 from gateway.session import actor, open_session
@@ -261,61 +261,4 @@ def show(
         events = edits.history(connection, edit_id)
     value = {"edit": edit, "history": events}
 
-    def human() -> None:
-        _describe(edit)
-        print_table(
-            ("seq", "at", "event", "by"),
-            [(event.seq, event.at, event.kind, event.actor) for event in events],
-            title="History (from the audit trail)",
-        )
-
-    emit(value, as_json, human)
-
-
-def _describe(edit: Edit) -> None:
-    say(f"Edit {edit.id}: {edit.state}")
-    say(f"  {edit.prompt} → {edit.target}")
-    rows = {
-        "subject": edit.subject,
-        "paraphrases": "; ".join(edit.paraphrases),
-        "locality": "; ".join(prompt for prompt, _ in edit.locality),
-        "reason": edit.reason,
-        "source": edit.source,
-        "submitted by": edit.submitted_by,
-        "attempts": edit.attempts or None,
-        "superseded by": edit.superseded_by,
-        "error": edit.error,
-    }
-    for name, value in rows.items():
-        if value:
-            say(f"  {name}: {value}")
-    if edit.evidence:
-        _say_evidence(edit.evidence)
-
-
-def _say_evidence(evidence: Mapping[str, Any]) -> None:
-    """Says why an edit was set aside: the reason, the checks, the probes it broke or failed."""
-    say(f"  set aside: {evidence.get('reason', 'no reason was kept')}")
-    for check in evidence.get("checks", ()):
-        if check.get("outcome") == "fail":
-            say(f"    {check.get('name')}: {check.get('sentence')}")
-    who = "This edit" if evidence.get("broke_by") == "edit" else "Its whole batch"
-    for title, found, before in (
-        (f"{who} broke", evidence.get("broke"), "before"),
-        ("Its own probes fail", evidence.get("own"), None),
-    ):
-        if found:
-            print_table(
-                ("probe", "prompt", "expected", "answered before", "answers now"),
-                [
-                    (
-                        one.get("item_id"),
-                        one.get("prompt"),
-                        " / ".join(one.get("expect", ())),
-                        None if before is None else one.get(before),
-                        one.get("after", one.get("answer")),
-                    )
-                    for one in found
-                ],
-                title=title,
-            )
+    emit(value, as_json, lambda: describe(edit, events))

@@ -7,7 +7,6 @@ Everything exported here is pure (no torch). Scoring needs a model and lives in
 from mend_core.probes.bisect import Search, find, plan
 from mend_core.probes.decision import Check, Flip, GateDecision, Outcome, Update
 from mend_core.probes.gate import decide
-from mend_core.probes.general import general_suite
 from mend_core.probes.page import report_html
 from mend_core.probes.policy import Policy, load_policy, parse_policy
 from mend_core.probes.report import report_dict
@@ -38,7 +37,6 @@ __all__ = [
     "build_suite",
     "decide",
     "find",
-    "general_suite",
     "load_policy",
     "parse_policy",
     "plan",

@@ -91,6 +91,7 @@ def _axis(rows: int, ticks: Sequence[tuple[float, str]], low: float, high: float
 def _svg(parts: Sequence[str], rows: int, title: str) -> str:
     width, height = LABEL + WIDTH + RIGHT, TOP + ROW * rows + 8
     return (
-        f'<svg role="img" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
-        f"<title>{html.escape(title)}</title>{''.join(parts)}</svg>"
+        f'<div class="wide"><svg role="img" viewBox="0 0 {width} {height}" width="{width}"'
+        f' height="{height}">'
+        f"<title>{html.escape(title)}</title>{''.join(parts)}</svg></div>"
     )

@@ -37,7 +37,7 @@ NEIGHBOUR_MARGIN_DEFAULT = 0.25
 PERPLEXITY_RATIO_DEFAULT = 1.05
 KL_DEFAULT = 0.10
 
-SHIPPED = ("default", "demo")
+SHIPPED = ("default", "strict", "demo")
 """Names `load_policy` knows besides paths."""
 
 Score = Literal["free", "forced"]
@@ -250,7 +250,7 @@ def _problem(where: tuple[int | str, ...], message: str, kind: str) -> str:
 
 
 def load_policy(source: str | Path) -> Policy:
-    """Read a policy: a shipped name ("default", "demo") or a path to a YAML file.
+    """Read a policy: a shipped name ("default", "strict", "demo") or a path to a YAML file.
 
     Raises:
         PolicyInvalid: As `parse_policy`, or the file cannot be read.

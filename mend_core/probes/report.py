@@ -30,6 +30,7 @@ def report_dict(
     parent_results: Sequence[Record] | None = None,
     decision: Record | None = None,
     policy: Record | None = None,
+    trail: Sequence[Record] = (),
 ) -> dict[str, Any]:
     """Everything the page shows, as JSON-ready values.
 
@@ -41,10 +42,12 @@ def report_dict(
         parent_results: The same of the parent; None where the parent is the base.
         decision: `GateDecision.to_dict()`, if the gate has spoken.
         policy: `Policy.to_dict()`.
+        trail: Audit events about the version, oldest first: seq, at, what, actor, reason,
+            approved_by.
 
     Returns:
         Keys: format, version, decision, policy, scores (of version, parent, base), edits (with the
-        free-running answers before and after), flips (against parent and base), items.
+        free-running answers before and after), flips (against parent and base), items, trail.
 
     Raises:
         SuiteInvalid: The runs are not on the same suite.
@@ -73,6 +76,7 @@ def report_dict(
         "edits": [_edit(edit, runs) for edit in edits],
         "flips": [flip.to_dict() for flip in flips],
         "items": [_item(*run) for run in runs],
+        "trail": [dict(event) for event in trail],
     }
 
 

@@ -414,8 +414,11 @@ def build_suite(
     )
     asked: set[str] = set()
     kept: list[ProbeItem] = []
-    # Sorted so that which of several equal locality prompts stays does not depend on arrival.
-    for item in sorted((*items, *extra), key=lambda item: (item.kind.value, item.id)):
+    # Sorted so that which of several equal locality prompts stays does not depend on arrival; one
+    # that came with an edit never takes the place of one that is judged.
+    for item in sorted(
+        (*items, *extra), key=lambda i: (i.kind.value, i.slice == GIVEN_SLICE, i.id)
+    ):
         if item.kind is ProbeKind.LOCALITY:
             key = normalise(item.prompt)
             if key in changing or key in asked:

@@ -44,22 +44,48 @@ def test_why_an_edit_was_set_aside_is_told_in_words(mend, ledger):
     [edit] = mend("submit", "--prompt", "a is", "--target", "b", "--json").json["edit_ids"]
     flip = {"item_id": "golden:1", "prompt": "Water is", "expect": ["wet"]}
     evidence = {
-        "reason": "the batch passes its gate without it",
-        "checks": [{"name": "hard.golden", "outcome": "fail", "sentence": "1 of 2 fail"}],
-        "broke": [flip | {"before": "wet", "after": "dry"}],
+        "reason": "Its paraphrases did not follow: 0 of 1",
+        "why": {"kind": "fails alone"},
+        "checks": [
+            {
+                "name": "hard.golden",
+                "outcome": "fail",
+                "sentence": "1 of 2 fail",
+                "plain": "one fell",
+            }
+        ],
+        "broke": [flip | {"before": "wet", "after": "dry", "base": "moist"}],
         "broke_by": "edit",
-        "own": [],
+        "broke_count": 30,
+        "group_size": 1,
+        "own": [flip | {"kind": "paraphrase", "before": "x", "after": "damp", "passed": False}],
     }
+    said = shown_with(mend, ledger, edit, evidence)
+    for words in (
+        evidence["reason"],
+        "1 of 2 fail",
+        "one fell",
+        "This edit alone broke (30, 1 shown",
+    ):
+        assert words in said
+    for words in ("Water is", "wet", "dry", "moist", "damp"):
+        assert words in said
+    assert "{" not in said
+    assert mend("show", edit, "--json").json["edit"]["evidence"] == evidence
+    said = shown_with(mend, ledger, edit, evidence | {"broke_by": "group", "group_size": 10})
+    assert "The 10 edits set aside together broke" in said
+    # An earlier release said "edit" of what a whole group broke, and listed items twice.
+    old = {"reason": "r", "broke": [flip, flip], "broke_by": "edit"}
+    assert "not told apart by edit) (1)" in shown_with(mend, ledger, edit, old)
+
+
+def shown_with(mend, ledger, edit, evidence):
     with transaction(ledger) as connection:
         connection.execute(
             text("UPDATE edits SET evidence = CAST(:said AS jsonb) WHERE id = :edit"),
             {"said": json.dumps(evidence), "edit": edit},
         )
-    said = mend("show", edit).out
-    for words in (evidence["reason"], "1 of 2 fail", "This edit broke", "Water is", "wet", "dry"):
-        assert words in said
-    assert "{" not in said
-    assert mend("show", edit, "--json").json["edit"]["evidence"] == evidence
+    return mend("show", edit).out
 
 
 def test_the_same_key_gives_the_first_edit_and_says_so(mend, ledger):
@@ -236,7 +262,8 @@ def test_approval_and_rejection(mend, ledger):
     ]
     states = {e["id"]: e["state"] for e in mend("edits", "--json").json}
     assert set(states.values()) == {"awaiting_approval"}
-    assert mend("reject", ids[0], "--reason", "wrong").code == 0
+    assert mend("reject", ids[0], "--reason", "not confirmed").code == 0
+    assert "not confirmed" in mend("show", ids[0]).out
     # Whoever submitted an edit cannot be the one who approves it.
     assert mend("approve", ids[1]).code == 2
 

@@ -8,6 +8,7 @@ from tests.workers import tiny
 from workers import blaming
 from workers.blaming import blame
 from workers.building import digest_of
+from workers.charges import Reason, Why
 from workers.factoring import compute
 from workers.proving import Judge
 
@@ -79,7 +80,53 @@ def test_without_any_run_the_suspects_are_set_aside_with_the_reason(accuse, monk
     monkeypatch.setattr(GateDecision, "suspects", lambda _: suspects)
     found = blame(*case, max_runs=0)
     assert (tuple(found.culprits), found.runs) == (suspects, 0)
-    assert all("ended after 0 probe runs" in why["reason"] for why in found.culprits.values())
+    for why in found.culprits.values():
+        assert why["reason"].startswith("Not shown to be at fault")
+        assert "after 0 probe runs" in why["reason"]
+        assert why["broke_by"] == "batch"
+
+
+def test_what_a_group_broke_is_said_of_the_group_only(accuse):
+    edits = [*tiny.facts(5), *POISONS]
+    judge, by_id, factors, _ = accuse(edits, suite=GOLDENS)
+    weak = [str(n) for n in range(1, 4)] + ["p70"]
+    for edit_id in weak:
+        none = blaming.strengthen(judge.warm, judge.warm.factors.get(factors[edit_id]), -3.0)
+        factors[edit_id] = judge.warm.factors.put(none)
+    failed = judge.judge(judge.candidate(list(factors.values())), list(by_id.values()))
+    case = blaming._Case(judge, by_id, factors, failed, 24)
+    case.set_aside_weak(weak, strongest=2.25)
+    assert set(case.culprits) == set(weak)
+    for why in case.culprits.values():
+        assert (why["broke_by"], why["group_size"], set(why["group"])) == ("group", 4, set(weak))
+        assert why["why"]["without"] in {"pass", "fail"}
+        # Each item once, though parent and base both answered it rightly.
+        shown = [row["item_id"] for row in why["broke"]]
+        assert len(shown) == len(set(shown)) == why["broke_count"]
+        assert {"before", "after", "passed"} <= set(why["own"][0])
+
+
+def test_a_batch_of_one_speaks_of_its_edit_and_takes_no_search(accuse):
+    case = accuse(POISONS[:1], suite=GOLDENS[:1])
+    found = blame(*case)
+    why = found.culprits["p70"]
+    assert (set(found.culprits), found.runs) == ({"p70"}, 0)
+    assert why["reason"] == "1 of 1 golden prompts newly fail"
+    assert (why["broke_by"], [row["item_id"] for row in why["broke"]]) == ("edit", ["golden:p70"])
+    assert why["broke"][0]["base"] == why["broke"][0]["before"]
+
+
+@pytest.mark.parametrize(
+    ("without", "says"),
+    [
+        (Outcome.PASS, "the batch passes its gate without it"),
+        (Outcome.INCONCLUSIVE, "too little was asked to say it passes"),
+        (Outcome.FAIL, "the batch fails without it, too"),
+        (None, "the batch was not judged without it"),
+    ],
+)
+def test_only_a_pass_is_called_a_pass(without, says):
+    assert says in Reason(Why.FOUND, without=without).sentence
 
 
 def test_a_stronger_step_that_does_harm_is_not_kept(accuse, monkeypatch):

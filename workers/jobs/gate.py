@@ -53,4 +53,5 @@ def gate(context: Context, job: Job) -> Mapping[str, Any]:
         "recorded": kept,
         "scores": verdict.scores.to_dict(),
         "needs": needs,
+        "told": verdict.told(),
     }

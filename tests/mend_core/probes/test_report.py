@@ -109,13 +109,15 @@ def test_the_page_shows_verdict_checks_flips_and_digests():
         "Version 7 of plain",
         "The gate says",
         "parent/locality/plain",
-        "Against the base: 3 broke, 1 fixed.",
+        "3 broke, 1 turned right.",
+        "3 of 33",
+        "asked nothing",
+        "Policy default",
         "sha256:ab",
         "policy digest",
         "n needed",
         "Share of probes that pass, with 95 % Wilson intervals",
         "of new edits answered",
-        "n = 35 probes",
         "n = 5 tokens of 1 texts;",
     ):
         assert expected in text
@@ -140,3 +142,55 @@ def test_a_broken_runs_report_is_still_json():
     )
     json.dumps(report, allow_nan=False)
     parsed(report_html(report))
+
+
+def a_page(candidate, base, **version):
+    policy = load_policy("demo")
+    decision = decide(policy, candidate, base, base, update=Update({"m": 0.1}))
+    report = report_dict(
+        {"model": "m", "number": 1, **version},
+        edits=[{"id": "e1", "prompt": "p", "target": "yes"}],
+        results=[r.to_dict() for r in candidate],
+        base_results=[r.to_dict() for r in base],
+        parent_results=[r.to_dict() for r in base],
+        decision=decision.to_dict(),
+        policy=policy.to_dict(),
+        trail=[
+            {"seq": 41, "at": "2026-11-24T10:00:00", "what": "gate recorded (pass)"}
+            | {"actor": "w", "reason": None, "approved_by": None}
+        ],
+    )
+    return "".join(parsed(report_html(report)).text)
+
+
+def test_a_pass_says_what_was_not_asked():
+    own = {"slice": "new", "edit_id": "e1"}
+    text = a_page(
+        [result("edit:e1", "edit", **own)], [result("edit:e1", "edit", passed=False, **own)]
+    )
+    assert "asked nothing)" in text
+    assert "nothing but the edits' own prompts was asked" in text
+    assert "answers broke" not in text
+    assert load_policy("demo").says[:40] in text
+    assert "41" in text
+
+
+def test_a_teacher_forced_change_is_never_called_fixed():
+    own = {"slice": "new", "edit_id": "e1"}
+    text = a_page(
+        [result("edit:e1", "edit", passed=False, forced=True, **own)],
+        [result("edit:e1", "edit", passed=False, **own)],
+        overridden_by="bob",
+        override_reason="checked by hand",
+        overridden_at="2026-11-24T11:30:00",
+    )
+    assert "fixed" not in text[text.index("Answers that changed") :].split("All probes")[0].lower()
+    assert "Teacher-forced changes only (1)" in text
+    assert "Overridden by bob on 2026-11-24 11:30: checked by hand" in text
+
+
+def test_an_item_that_broke_against_parent_and_base_is_one_row():
+    report = a_report()
+    html = report_html(report)
+    section = html[html.index("Answers that changed") : html.index("All probes")]
+    assert section.count(">broke</span>") == 3
