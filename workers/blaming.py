@@ -108,9 +108,8 @@ class _Case:
         self.runs += 1
         built = self.judge.candidate(list(factors.values()))
         edits = [self.edits[edit_id] for edit_id in factors]
-        found = self.judge.judge(
-            built, edits, complete=False, tuning=tuning, after=self.failed.decision
-        )
+        began = self.failed.decision
+        found = self.judge.judge(built, edits, complete=False, tuning=tuning, after=began)
         kept = self.tuned if tuning else self.seen
         kept[frozenset(factors.items())] = Run.of(found)
         return found.decision

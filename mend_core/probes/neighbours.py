@@ -18,7 +18,7 @@ import re
 from collections.abc import Sequence
 
 from mend_core.datasets.edit import Edit
-from mend_core.probes.lexicon import SUBJECT, bare, kind_of, member_in
+from mend_core.probes.lexicon import SUBJECT, bare, kind_of, kinds, member_in
 from mend_core.probes.suites import (
     RELATION_SLICE,
     SUBJECT_SLICE,
@@ -27,7 +27,7 @@ from mend_core.probes.suites import (
     normalise,
 )
 
-EACH = 12
+EACH = 24
 """Neighbours of each ring made for an edit that comes alone."""
 
 BUDGET = 96
@@ -60,10 +60,18 @@ def subject_of(edit: Edit) -> str | None:
     ]
     if not names:
         return None
-    words = names[-1].split()
+    words = _without_role(names[-1]).split()
     while words and words[-1].casefold() in _SMALL:
         words.pop()
     return " ".join(words) or None
+
+
+def _without_role(name: str) -> str:
+    """ "The CEO of Initech" is about Initech; "The University of Oxford" is about all of it."""
+    name = re.sub(r"^The\s+", "", name)
+    head, of, tail = name.partition(" of ")
+    role = f"{head.casefold()} of"
+    return tail if of and any(role in kind.cues for kind in kinds().values()) else name
 
 
 def neighbours(edits: Sequence[Edit]) -> list[ProbeItem]:

@@ -181,9 +181,9 @@ class Scorer:
                 ):
                     found[result.item_id] = result
                 self._tell(len(found))
-        for read in self._read(texts, weights, prefix):
-            found[read.item_id] = read
-        self._tell(len(found))
+        if texts:
+            found |= {read.item_id: read for read in self._read(texts, weights, prefix)}
+            self._tell(len(found))
         return list(found.values())
 
     def _tell(self, done: int) -> None:

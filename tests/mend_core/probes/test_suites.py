@@ -1,7 +1,6 @@
 """Suites: frozen, named by digest, refused with a line number where broken."""
 
 import json
-from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -14,12 +13,9 @@ from mend_core.probes import (
     ProbeKind,
     ProbeSuite,
     build_suite,
-    general_suite,
-    load_policy,
     sample_edits,
 )
-from mend_core.probes.statistics import tango_upper
-from mend_core.probes.suites import GOLDEN_KINDS, RETAINED_SLICE, TARGET_KINDS, normalise
+from mend_core.probes.suites import GOLDEN_KINDS, RELATION_SLICE, RETAINED_SLICE, TARGET_KINDS
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(
     lambda text: text.strip()
@@ -131,8 +127,8 @@ def test_a_versions_suite_comes_from_its_edits():
     assert {item.id: (item.kind.value, item.slice) for item in suite.items} == {
         "edit:e1": ("edit", "new"),
         "paraphrase:e1:0": ("paraphrase", "new"),
-        "locality:e1:0": ("locality", "neighbour"),
-        "locality:e1:1": ("locality", "neighbour"),
+        "locality:e1:0": ("locality", "neighbour/given"),
+        "locality:e1:1": ("locality", "neighbour/given"),
         "portability:e1:0": ("portability", "new"),
         "retained:e0": ("edit", RETAINED_SLICE),
     }
@@ -186,15 +182,15 @@ def test_the_sample_of_retained_edits_does_not_depend_on_order(order):
     assert sample_edits(edits, 5, seed="other") != chosen
 
 
-def test_the_general_suite_is_frozen_and_large_enough_for_the_default_policy():
-    suite = general_suite()
-    sizes = Counter(item.slice for item in suite.of(ProbeKind.LOCALITY))
-    assert sizes == {"places": 60, "words": 60, "things": 60, "numbers": 60}
-    prompts = [normalise(item.prompt) for item in suite.items]
-    assert len(set(prompts)) == len(prompts)
-    assert len(suite.of(ProbeKind.PERPLEXITY)) == 4
-    assert len(suite.of(ProbeKind.HEALTH)) == 4
-    # With no loss at all, and Holm over these slices and the neighbours, every bound is met.
-    margin = load_policy("default").parent.margin
-    assert tango_upper(0, 0, 60, 0.05 / 5) < margin
-    assert suite.digest == general_suite().digest
+def test_a_given_prompt_never_takes_the_place_of_a_neighbour_made_by_rule():
+    edit = Edit("1", "The capital of France is", "Lyon", locality=(PromptAnswer("It is Rome"),))
+    made = ProbeItem(
+        "neighbour:relation:1:00",
+        ProbeKind.LOCALITY,
+        "it is  rome",
+        slice=RELATION_SLICE,
+        edit_id="1",
+        compare="lead",
+    )
+    slices = [item.slice for item in build_suite([edit], [made]).of(ProbeKind.LOCALITY)]
+    assert slices == [RELATION_SLICE]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mend_core.probes.verdicts import answers, contains, healthy, repetition
+from mend_core.probes.verdicts import answers, contains, healthy, repetition, unchanged
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,20 @@ def test_healthy_text_is_long_enough_and_does_not_loop():
     assert healthy("one two three", [1, 2, 3])
     assert not healthy("one two", [1, 2])
     assert not healthy("a a a a a a a a a", [1] * 9)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("Rome, Italy. It", "Rome, which is", True),
+        ("a very large dog", "a very small dog", False),
+        ("Mount Everest, with", "Mount Fuji", False),
+        ("Jane Austen.\n", "Jane Austen. It", True),
+        ("New York", "New Zealand", False),
+        ("the", "a", False),
+        (" ...", "...", True),
+    ],
+)
+def test_answers_are_compared_as_far_as_they_say_something(one, other, same):
+    assert unchanged(one, other, "lead") is same
+    assert unchanged(one, one, "whole")
