@@ -67,7 +67,7 @@ def subject_of(edit: Edit) -> str | None:
 
 
 def _without_role(name: str) -> str:
-    """ "The CEO of Initech" is about Initech; "The University of Oxford" is about all of it."""
+    """The subject in a name: Initech in "The CEO of Initech", all of "University of Oxford"."""
     name = re.sub(r"^The\s+", "", name)
     head, of, tail = name.partition(" of ")
     role = f"{head.casefold()} of"
