@@ -146,13 +146,28 @@ def _show_edit(edit: EditSummary) -> None:
     if edit.own is None:
         say("  its prompt was not asked")
         return
-    for name, answers in (
-        ("prompt", (edit.own,)),
-        ("paraphrase", edit.paraphrases[:2]),
-        ("neighbour", sorted(edit.neighbours, key=lambda a: a.good)[:2]),
-    ):
-        for answer in answers:
-            _show_answer(name, answer)
+    _show_answer("prompt", edit.own)
+    given = [answer for answer in edit.neighbours if answer.slice == GIVEN]
+    for name, answers in (("paraphrase", edit.paraphrases), ("neighbour", given)):
+        for answer in answers[:SHOWN]:
+            say(f"     {name}: {fitted(answer.prompt, WIDTH - 18).rstrip()}")
+            _show_answer("", answer)
+    for ring, words in RINGS.items():
+        asked = [answer for answer in edit.neighbours if answer.slice == ring]
+        if asked:
+            say(f"     {words}: {sum(a.good for a in asked)} of {len(asked)} unchanged")
+
+
+GIVEN = "neighbour/given"
+
+RINGS = {
+    "neighbour/relation": "the same statement about other subjects",
+    "neighbour/subject": "other statements about its subject",
+}
+"""Slices of the neighbours made by rule, in the words a person reads."""
+
+SHOWN = 2
+"""Paraphrases and given neighbours shown of one edit."""
 
 
 def _show_answer(name: str, answer: Answer) -> None:

@@ -39,10 +39,12 @@ class Answer:
     """One probe: what was asked, what base and version answered, and whether that is as wanted.
 
     Attributes:
+        slice: The group of probes it belongs to, e.g. "neighbour/relation".
         version: Number of the version that gave `after`.
     """
 
     kind: str
+    slice: str
     prompt: str
     before: str
     after: str
@@ -139,6 +141,7 @@ def answer_of(row: Mapping[str, Any], version: int) -> Answer:
     """The answer that a row of a version's probe run keeps."""
     return Answer(
         kind=str(row["kind"]),
+        slice=str(row["slice"]),
         prompt=str(row["prompt"]),
         before=str(row["base"]["answer"]),
         after=str(row["answer"]),
@@ -181,7 +184,8 @@ def _edit(edit: Edit, chain: Sequence[Version], rows: Mapping[int, Rows]) -> Edi
         gate=None if last is None else str(last.gate),
         own=own,
         paraphrases=tuple(paraphrases.values()),
-        neighbours=tuple(neighbours.values()),
+        # What the person gave comes first, then what was made by rule.
+        neighbours=tuple(sorted(neighbours.values(), key=lambda a: a.prompt not in named)),
         why=why,
         next=step,
     )

@@ -114,10 +114,21 @@ def model_register(
         say(f"  base    {result['source']} {short(result['base_digest'])}")
         say(f"  editor  {result['editor']} {short(result['editor_digest'])}")
         say(f"  policy  {result['policy']}: {result['policy_says']}")
+        _say_standing(result.get("standing") or {})
         for warning in result["warnings"]:
             note(warning)
 
     emit(result, as_json, human)
+
+
+def _say_standing(standing: dict[str, Any]) -> None:
+    """Says what every version of the model will be asked, and what was left out of it."""
+    if not standing:
+        say("  asked   no standing suite: a version is asked only what its edits bring")
+        return
+    say(f"  asked   {standing['asked']} everyday questions and texts with every version")
+    for reason, count in standing["left_out"].items():
+        say(f"          {count} left out: {reason}")
 
 
 def model_source(source: str) -> str:

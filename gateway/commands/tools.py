@@ -15,7 +15,7 @@ from service.errors import UserError
 app = typer.Typer(rich_markup_mode="markdown")
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
-BENCHES = ("asking", "editors", "editing", "queue", "versions")
+BENCHES = ("asking", "editors", "editing", "gate", "queue", "versions")
 
 
 def hand_over(module: str, arguments: list[str], *, needs_ledger: bool = False) -> None:
