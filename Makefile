@@ -5,7 +5,10 @@ BIN    := $(VENV)/bin
 FAULTS ?= 200
 SEED   ?= 1
 
-.PHONY: setup demo test lint fmt chaos clean
+# The folders whose tests compare computed numbers.
+NUMERIC := tests/mend_core/editors tests/mend_core/factors tests/mend_core/models tests/mend_core/probes tests/mend_core/training
+
+.PHONY: setup demo test test-portable lint fmt chaos clean
 
 setup: $(VENV)/.installed
 
@@ -21,6 +24,10 @@ demo: setup
 
 test: setup
 	$(BIN)/pytest
+
+# The numeric tests with torch's plain kernels: they round as an x86 processor without AVX does.
+test-portable: setup
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/pytest -m 'not processes' $(NUMERIC)
 
 lint: setup
 	$(BIN)/ruff format --check .

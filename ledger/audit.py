@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import rfc8785
-from psycopg.types.json import Jsonb
 from sqlalchemy import Connection
 
 from ledger import ranges
@@ -29,6 +28,8 @@ from ledger.records import AuditEvent, Version
 
 GENESIS = hashlib.sha256(b"mend audit trail").hexdigest()
 PAGE = 5_000
+LARGEST_EXACT_INTEGER = 2**53 - 1
+"""JSON numbers are doubles (RFC 8785): integers are exact up to here."""
 _FIELDS = {"actor", "at", "data", "kind", "model", "prev", "seq", "subject"}
 
 
@@ -71,13 +72,13 @@ def append(
     row = (
         raw(conn)
         .execute(
-            "SELECT audit_append(%s, %s, %s, %s, %s, %s::int8multirange)",
+            "SELECT audit_append_canonical(%s, %s, %s, %s, %s, %s::int8multirange)",
             (
                 kind,
                 actor,
                 model_id,
                 subject,
-                Jsonb(payload),
+                rfc8785.dumps(payload).decode(),
                 ranges.to_multirange(ids) if ids else None,
             ),
         )
@@ -192,7 +193,7 @@ def events(
             actor=row.actor,
             model_id=row.model_id,
             subject=row.subject,
-            data=json.loads(row.body)["data"],
+            data=_parsed(row.body)["data"],
             body=row.body,
             prev=row.prev,
             hash=row.hash,
@@ -351,7 +352,7 @@ class _Chain:
     def add(self, body: str) -> dict[str, Any]:
         place = self.count + 1
         try:
-            event: Any = json.loads(body)
+            event: Any = _parsed(body)
         except ValueError as error:
             raise AuditBroken(f"audit event {place}: not JSON ({error})") from error
         if not isinstance(event, dict) or set(event) != _FIELDS:
@@ -396,6 +397,16 @@ def _rows(conn: Connection) -> Iterator[Any]:
             return
         yield from page
         after = page[-1].seq
+
+
+def _parsed(body: str) -> Any:
+    """An event's text as values; a number beyond exact integers is the float it was written from."""
+    return json.loads(body, parse_int=_number)
+
+
+def _number(digits: str) -> int | float:
+    exact = int(digits)
+    return exact if abs(exact) <= LARGEST_EXACT_INTEGER else float(digits)
 
 
 def _check_keys(value: Any) -> None:

@@ -4,7 +4,8 @@ Each message says what happened, to which thing, and what to do next.
 
     LedgerError
     ├── DatabaseDown              Postgres does not answer
-    │   └── EmbeddedFailed        our own Postgres could not be started
+    │   ├── EmbeddedFailed        our own Postgres could not be started
+    │   └── PostgresTooOld        the server is older than the ledger works on
     ├── SchemaError
     │   ├── SchemaMissing         no migration has run
     │   ├── SchemaOlder           the database is behind the code
@@ -42,6 +43,10 @@ class DatabaseDown(LedgerError):
 
 class EmbeddedFailed(DatabaseDown):
     """Our own Postgres could not be started."""
+
+
+class PostgresTooOld(DatabaseDown):
+    """The server is older than the ledger works on."""
 
 
 class SchemaError(LedgerError):

@@ -13,7 +13,10 @@ from sqlalchemy import Connection, Engine
 
 import migrations
 from ledger.db import engine_from_url, text, transaction
-from ledger.errors import SchemaMissing, SchemaNewer, SchemaOlder
+from ledger.errors import PostgresTooOld, SchemaMissing, SchemaNewer, SchemaOlder
+
+SMALLEST_POSTGRES = 15
+"""The oldest major version of Postgres that the ledger is tested on."""
 
 _Action = Callable[[Config], None]
 _UPGRADE_LOCK = 1296387649  # an arbitrary constant of ours: one upgrade at a time
@@ -36,8 +39,13 @@ def head() -> str:
 
 
 def current(engine: Engine) -> str | None:
-    """Revision the database has, or None."""
+    """Revision the database has, or None.
+
+    Raises:
+        PostgresTooOld: The server is older than `SMALLEST_POSTGRES`.
+    """
     with transaction(engine) as connection:
+        _refuse_old_server(connection)
         return MigrationContext.configure(connection).get_current_revision()
 
 
@@ -45,6 +53,7 @@ def upgrade(url: str, revision: str = "head") -> None:
     """Migrate up; two at once wait for each other.
 
     Raises:
+        PostgresTooOld: The server is older than `SMALLEST_POSTGRES`.
         SchemaNewer: The database is ahead of this code.
     """
     _run(url, lambda made: command.upgrade(made, revision))
@@ -59,6 +68,7 @@ def check(engine: Engine) -> None:
     """Refuse a schema that is not the one this code needs.
 
     Raises:
+        PostgresTooOld: The server is older than `SMALLEST_POSTGRES`.
         SchemaMissing: No migration has run.
         SchemaOlder: The database is behind the code.
         SchemaNewer: The database is ahead of the code.
@@ -85,6 +95,7 @@ def _run(url: str, action: _Action) -> None:
     engine = engine_from_url(url, pool_size=1, application_name="mend-migrate")
     try:
         with transaction(engine) as connection:
+            _refuse_old_server(connection)
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
             _refuse_unknown(connection, engine)
             made = config()
@@ -92,6 +103,17 @@ def _run(url: str, action: _Action) -> None:
             action(made)
     finally:
         engine.dispose()
+
+
+def _refuse_old_server(connection: Connection) -> None:
+    found = connection.dialect.server_version_info
+    assert found is not None  # every connected Postgres names it
+    if found[0] < SMALLEST_POSTGRES:
+        raise PostgresTooOld(
+            f"database {connection.engine.url.database!r} is on Postgres {found[0]}, the ledger "
+            f"needs {SMALLEST_POSTGRES} or newer: upgrade the server or name another one in "
+            "DATABASE_URL"
+        )
 
 
 def _refuse_unknown(connection: Connection, engine: Engine) -> None:

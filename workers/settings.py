@@ -26,9 +26,6 @@ BATCH_EDITS = 512
 CHUNK_EDITS = 16
 """Edits whose factors are computed in one step; also how long a stop may take to be noticed."""
 
-DISK_RESERVE_BYTES = 16 * 1024 * 1024
-"""Free space below which no version is begun."""
-
 
 class SettingsInvalid(ValueError):
     """The environment of a worker is not usable; the message names the variable."""

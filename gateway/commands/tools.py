@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from benchmarks import NAMES
 from gateway.rundir import make_home
 from gateway.session import database_url
 from service.errors import UserError
@@ -15,7 +16,6 @@ from service.errors import UserError
 app = typer.Typer(rich_markup_mode="markdown")
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
-BENCHES = ("asking", "editors", "editing", "gate", "queue", "versions")
 
 
 def hand_over(module: str, arguments: list[str], *, needs_ledger: bool = False) -> None:
@@ -61,7 +61,7 @@ def serve(
 def bench(
     ctx: typer.Context,
     what: Annotated[
-        str | None, typer.Argument(help="asking, editors, editing, queue or versions.")
+        str | None, typer.Argument(help=f"{', '.join(NAMES[:-1])} or {NAMES[-1]}.")
     ] = None,
 ) -> None:
     """Run the project's benchmarks; every number in the README comes from one.
@@ -75,7 +75,7 @@ def bench(
     """
     if what in (None, "--help", "-h"):
         typer.echo(
-            "Usage: mend bench [" + "|".join(BENCHES) + "] [OPTIONS]\n\n"
+            "Usage: mend bench [" + "|".join(NAMES) + "] [OPTIONS]\n\n"
             "Runs one of the project's benchmarks. Options are the benchmark's own:\n"
             "try `mend bench queue --help`.\n\n"
             "Examples:\n"
@@ -84,6 +84,6 @@ def bench(
             "  mend bench versions --json"
         )
         return
-    if what not in BENCHES:
-        raise UserError(f"there is no benchmark {what!r}; there are {', '.join(BENCHES)}")
+    if what not in NAMES:
+        raise UserError(f"there is no benchmark {what!r}; there are {', '.join(NAMES)}")
     hand_over("benchmarks", [what, *ctx.args])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mend_core.editors.files import write_atomically
+from mend_core.factors.materialise import platform_tag
 from mend_core.training.loop import Trainer
 
 
@@ -42,6 +43,7 @@ def write_card(
         "best_step": trainer.progress.best_step,
         "hours": round(trainer.progress.seconds / 3600, 3),
         "device": str(trainer.base.device),
+        "platform": platform_tag(),
         "settings": config.to_dict(),
         "held_out": best,
     }
@@ -78,6 +80,7 @@ def _markdown(card: dict[str, Any]) -> str:
         (
             f"* seed {card['seed']}, {card['steps']} steps (best: {card['best_step']}), "
             f"{card['hours']} hours on {card['device']}"
+            f" (`{card['platform']}`; another platform may give another digest)"
         ),
         f"* {card['edits']['train']} training edits, {card['edits']['held_out']} held out",
     ]

@@ -728,6 +728,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("run_id", "position", name=op.f("probe_results_pkey")),
     )
     _run("0001_functions.sql")
+    _run("0001_canonical_json.sql")
 
 
 def downgrade() -> None:

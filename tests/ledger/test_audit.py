@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import random
 
-import psycopg
 import pytest
 import rfc8785
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from psycopg.types.json import Jsonb
 from sqlalchemy.exc import DBAPIError
 
 from ledger import audit, doctor
+from ledger.db import engine_from_url, transaction
 from ledger.errors import AuditBroken
-from ledger.home import libpq
 from ledger.merkle import Accumulator, inclusion_proof, leaf_hash, verify_inclusion
 
 words = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\x00"))
@@ -31,18 +30,36 @@ values = st.recursive(
 
 
 @pytest.fixture(scope="module")
-def canonical(postgres_server):
+def kept(postgres_server):
+    """Appends an event and gives it as the database keeps it."""
     url = postgres_server.fresh()
-    with psycopg.connect(libpq(url), autocommit=True) as conn:
-        yield lambda value: conn.execute("SELECT jcs(%s)", (Jsonb(value),)).fetchone()[0]
+    engine = engine_from_url(url)
+
+    def append(data, actor="ann", subject=None):
+        with transaction(engine) as conn:
+            seq = audit.append(conn, "test", actor=actor, subject=subject, data=data)
+            return audit.events(conn, after=seq - 1)[0]
+
+    yield append
+    engine.dispose()
     postgres_server.drop(url)
 
 
 @settings(max_examples=150, deadline=None)
-@given(value=values)
-def test_sql_canonical_json_is_rfc_8785(canonical, value):
-    # jsonb holds numbers as decimals: -0.0 is 0 there, which the RFC prints as 0 too.
-    assert canonical(value).encode() == rfc8785.dumps(value)
+@given(value=values, actor=words.filter(str.strip), subject=words)
+def test_events_are_kept_as_rfc_8785_writes_them(kept, value, actor, subject):
+    event = kept({"value": value}, actor, subject)
+    assert (event.data["value"], event.actor, event.subject) == (value, actor, subject)
+    assert event.body.encode() == rfc8785.dumps(audit._parsed(event.body))
+
+
+def test_numbers_of_every_size_are_kept_exactly(any_desk):
+    draw = random.Random(0)
+    sizes = range(-59, 21)
+    given = [draw.choice((-1, 1)) * draw.uniform(1, 10) * 10.0**n for n in sizes for _ in range(20)]
+    seq = any_desk.do(audit.append, "test", actor="ann", data={"numbers": given})
+    assert any_desk.do(audit.events, after=seq - 1)[0].data["numbers"] == given
+    any_desk.do(audit.verify)
 
 
 def trail(desk):

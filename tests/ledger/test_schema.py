@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ledger import batches, doctor, migrate, models
 from ledger.db import engine_from_url, transaction
-from ledger.errors import DatabaseDown, SchemaMissing, SchemaNewer, SchemaOlder
+from ledger.errors import DatabaseDown, PostgresTooOld, SchemaMissing, SchemaNewer, SchemaOlder
 from ledger.states import EDIT_MOVES, EditState
 
 
@@ -58,6 +58,18 @@ def test_each_migration_down_and_up_keeps_the_rows(desk, ledger_url):
     assert desk.do(doctor.check) == []
 
 
+def test_an_older_server_is_refused_before_anything_is_made(empty_url, monkeypatch):
+    monkeypatch.setattr(migrate, "SMALLEST_POSTGRES", 999)
+    engine = engine_from_url(empty_url)
+    with pytest.raises(PostgresTooOld, match="needs 999 or newer: upgrade the server"):
+        migrate.upgrade(empty_url)
+    with pytest.raises(PostgresTooOld):
+        migrate.check(engine)
+    with transaction(engine) as conn:
+        assert conn.execute(text("SELECT to_regclass('alembic_version')")).scalar() is None
+    engine.dispose()
+
+
 def test_other_schemas_are_refused(empty_url):
     engine = engine_from_url(empty_url)
     with pytest.raises(SchemaMissing, match="mend up"):
@@ -80,9 +92,10 @@ def test_a_schema_of_an_older_release_is_refused_until_it_is_migrated(
     # The next release: one more migration than the database has.
     newer = tmp_path / "migrations"
     shutil.copytree(migrate.config().get_main_option("script_location"), newer)
-    (newer / "versions" / "0003_next.py").write_text(
+    now = migrate.head()
+    (newer / "versions" / "9999_next.py").write_text(
         "from alembic import op\n"
-        "revision, down_revision, branch_labels, depends_on = '0003', '0002', None, None\n"
+        f"revision, down_revision, branch_labels, depends_on = '9999', '{now}', None, None\n"
         "def upgrade() -> None:\n    op.execute('CREATE TABLE next_release ()')\n"
         "def downgrade() -> None:\n    op.execute('DROP TABLE next_release')\n"
     )
@@ -95,7 +108,7 @@ def test_a_schema_of_an_older_release_is_refused_until_it_is_migrated(
 
     monkeypatch.setattr(migrate, "config", config)
     engine = engine_from_url(empty_url)
-    with pytest.raises(SchemaOlder, match=r"schema 0002, this code needs 0003.*'mend up'"):
+    with pytest.raises(SchemaOlder, match=rf"schema {now}, this code needs 9999.*'mend up'"):
         migrate.check(engine)
     migrate.upgrade(empty_url)
     migrate.check(engine)

@@ -246,6 +246,7 @@ def same(first, second, folder):
         assert torch.equal(tensor, two[name]), name
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("method", ["mend", "enn", "ke"])
 def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(tiny, tmp_path, method):
     command = [sys.executable, "-c", SCRIPT, __file__, str(tmp_path / "broken"), method]
