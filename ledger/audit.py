@@ -400,7 +400,7 @@ def _rows(conn: Connection) -> Iterator[Any]:
 
 
 def _parsed(body: str) -> Any:
-    """An event's text as values; a number beyond exact integers is the float it was written from."""
+    """An event's text as values; a number beyond exact integers is a float, as it was written."""
     return json.loads(body, parse_int=_number)
 
 

@@ -107,8 +107,8 @@ def _run(url: str, action: _Action) -> None:
 
 def _refuse_old_server(connection: Connection) -> None:
     found = connection.dialect.server_version_info
-    assert found is not None  # every connected Postgres names it
-    if found[0] < SMALLEST_POSTGRES:
+    assert found is not None, "every connected Postgres names its version"
+    if int(found[0]) < SMALLEST_POSTGRES:
         raise PostgresTooOld(
             f"database {connection.engine.url.database!r} is on Postgres {found[0]}, the ledger "
             f"needs {SMALLEST_POSTGRES} or newer: upgrade the server or name another one in "
