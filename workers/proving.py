@@ -20,6 +20,7 @@ from mend_core.datasets.edit import Edit
 from mend_core.errors import PolicyInvalid, StoreCorrupt, SuiteInvalid
 from mend_core.probes import (
     GateDecision,
+    Outcome,
     Policy,
     ProbeItem,
     ProbeResult,
@@ -28,11 +29,13 @@ from mend_core.probes import (
     Update,
     build_suite,
     decide,
+    load_policy,
     sample_edits,
     summarise,
 )
 from mend_core.probes.asking import check_suite
 from mend_core.probes.neighbours import neighbours
+from mend_core.probes.policy import DEFAULT
 from mend_core.probes.results import question
 from mend_core.probes.scoring import Scorer
 from mend_core.probes.wording import told
@@ -102,6 +105,8 @@ class Verdict:
         base: The base's, on the same suite.
         scores: Summary of `results`.
         policy: What was demanded.
+        by_default: What the default policy would have said of the same results; None where that is
+            the policy, or the run was a search's.
     """
 
     decision: GateDecision
@@ -111,6 +116,7 @@ class Verdict:
     base: list[ProbeResult]
     scores: Scores
     policy: Policy
+    by_default: GateDecision | None = None
 
     def kept(self) -> dict[str, Any]:
         """What the ledger keeps beside the checks: a report must not need the present policy."""
@@ -118,6 +124,16 @@ class Verdict:
             "decision": self.decision.to_dict(),
             "policy": self.policy.to_dict(),
             "told": self.told(),
+            "by_default": None if self.by_default is None else self._stopped_by_default(),
+        }
+
+    def _stopped_by_default(self) -> dict[str, Any]:
+        """The default policy's outcome and the sentences of the checks that stand against it."""
+        assert self.by_default is not None
+        against = {Outcome.FAIL, Outcome.INCONCLUSIVE}
+        return {
+            "outcome": self.by_default.outcome.value,
+            "against": [c.sentence for c in self.by_default.checks if c.outcome in against],
         }
 
     def told(self) -> dict[str, Any]:
@@ -294,14 +310,14 @@ class Judge:
             results = scorer.score(built.weights, drafts=parent, complete=complete)
             if complete:
                 warm.keep_results(built.digest, results)
+        update = Update(norms=built.norms, finite=built.finite, number=max(self.number, 1))
         decision = decide(
-            self._policy,
-            results,
-            parent,
-            base,
-            update=Update(norms=built.norms, finite=built.finite, number=max(self.number, 1)),
-            suite_digest=suite.digest,
+            self._policy, results, parent, base, update=update, suite_digest=suite.digest
         )
+        default = load_policy(DEFAULT)
+        by_default = None
+        if complete and self._policy.digest != default.digest:
+            by_default = decide(default, results, parent, base, update=update)
         log.info(
             "model %s: probe run %d: %d edits, %d items, %s in %.1f s",
             self.model.name,
@@ -312,7 +328,14 @@ class Judge:
             time.monotonic() - began,
         )
         return Verdict(
-            decision, suite, results, parent, base, summarise(results, base), self._policy
+            decision,
+            suite,
+            results,
+            parent,
+            base,
+            summarise(results, base),
+            self._policy,
+            by_default,
         )
 
     def _watch(

@@ -71,6 +71,7 @@ class Outcome:
     edits: int = 0
     states: dict[str, int] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
+    by_default: dict[str, Any] | None = None
     rolled_back: bool = False
     metrics_url: str = ""
     seconds: float = 0.0
@@ -95,6 +96,7 @@ class Outcome:
             "generality_forced": forced.get("generality"),
             "locality_forced": forced.get("locality"),
             "perplexity_ratio": self.scores.get("perplexity_ratio"),
+            "by_default": self.by_default,
             "rolled_back": self.rolled_back,
             "seconds": round(self.seconds, 1),
             "metrics_url": self.metrics_url,
@@ -235,6 +237,8 @@ class Demo:
         outcome.gate, outcome.promoted = str(version.gate), version.number == production
         scored = [d["scores"] for d in decided[version.number] if d.get("scores")]
         outcome.scores = dict(scored[-1]) if scored else {}
+        outcome.by_default = outcome.scores.get("by_default")
+        self._say_by_default()
         shown = answers.collect(found, runs)
         outcome.answers = [
             {
@@ -359,6 +363,22 @@ class Demo:
                         soft_wrap=True,
                     )
             self.outcome.checks = list(decision.get("checks", []))
+
+    def _say_by_default(self) -> None:
+        """Says by how much the version misses the policy that models get by default."""
+        said = self.outcome.by_default
+        if not said:
+            return
+        if said["outcome"] == "pass":
+            self._say("The default policy would let this version pass, too.")
+            return
+        self.console.print(
+            "[yellow]The default policy would stop this version "
+            f"({escape(str(said['outcome']))}):[/]",
+            soft_wrap=True,
+        )
+        for sentence in said["against"]:
+            self._say(f"  {sentence}")
 
     def _say_left_out(self, found: Sequence[Edit]) -> None:
         for edit in found:

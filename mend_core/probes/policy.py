@@ -37,6 +37,8 @@ NEIGHBOUR_MARGIN_DEFAULT = 0.25
 PERPLEXITY_RATIO_DEFAULT = 1.05
 KL_DEFAULT = 0.10
 
+DEFAULT = "default"
+
 SHIPPED = ("default", "strict", "demo")
 """Names `load_policy` knows besides paths."""
 
