@@ -6,6 +6,7 @@ WORKDIR /app
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY mend mend
 COPY mend_core mend_core
+COPY editfiles editfiles
 COPY ledger ledger
 COPY workers workers
 COPY service service

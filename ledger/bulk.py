@@ -124,7 +124,7 @@ class _Bulk:
                 )
         facts = [request.fact_key for request in chunk]
         single = self._held(facts)
-        if self._repeats:
+        if self._repeats or self._approval:
             single |= self._repeated(chunk, facts)
         if not self._copy(chunk, facts, single):
             # The rules' indexes refused: find out which rows. Where a chunk repeats itself, those
@@ -160,7 +160,7 @@ class _Bulk:
         """
         having = "state IN ('claimed', 'applied', 'live')"
         if self._approval:
-            having = f"({having} OR state IN ('submitted', 'queued'))"
+            having = f"({having} OR state IN ('submitted', 'queued', 'awaiting_approval'))"
         some = self._conn.execute(
             text(f"SELECT EXISTS (SELECT FROM edits WHERE model_id = :model AND {having})"),  # noqa: S608 - our words
             {"model": self._model_id},
@@ -212,7 +212,9 @@ class _Bulk:
     def _copy(self, chunk: Sequence[EditRequest], facts: Sequence[str], single: set[int]) -> bool:
         """COPY the clean rows, submit the others one by one; False where COPY met a taken name."""
         clean = [place for place in range(len(chunk)) if place not in single]
-        new_ids = self._reserve(len(clean))
+        # Reserved for all, so that ids follow the order of the requests.
+        reserved = self._reserve(len(chunk))
+        new_ids = reserved if not single else [reserved[place] for place in clean]
         later: list[int] = []
         sealed: list[bytes] = []
         places = zip(clean, new_ids, strict=True)
@@ -227,7 +229,7 @@ class _Bulk:
             return True
         by_place = dict(zip(clean, new_ids, strict=True))
         for place in sorted(single):
-            by_place[place] = self._submit(chunk[place]).edit_id
+            by_place[place] = self._submit(chunk[place], reserved[place]).edit_id
         self.ids += [by_place[place] for place in range(len(chunk))]
         return True
 
@@ -300,10 +302,10 @@ class _Bulk:
             return False
         return True
 
-    def _submit(self, request: EditRequest) -> Submitted:
+    def _submit(self, request: EditRequest, edit_id: int) -> Submitted:
         from ledger.edits import submit  # noqa: PLC0415 - edits offers submit_many as its own
 
-        done = submit(self._conn, self._model_id, request, actor=self._actor)
+        done = submit(self._conn, self._model_id, request, actor=self._actor, edit_id=edit_id)
         if done.duplicate:
             self.duplicates += 1
         else:

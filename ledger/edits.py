@@ -15,7 +15,14 @@ from sqlalchemy import Connection, Engine
 from ledger import audit, rows
 from ledger.bulk import submit_many
 from ledger.db import alone, raw, text
-from ledger.errors import DatabaseDown, NoSuchEdit, NoSuchModel, RequestInvalid, WrongState
+from ledger.errors import (
+    DatabaseDown,
+    KeyReused,
+    NoSuchEdit,
+    NoSuchModel,
+    RequestInvalid,
+    WrongState,
+)
 from ledger.records import AuditEvent, Edit, Submitted
 from ledger.requests import EditRequest
 from ledger.states import EDIT_MOVES, EditState
@@ -63,31 +70,50 @@ def accept(engine: Engine, model_id: int, request: EditRequest, *, actor: str) -
         return _submit(driver, model_id, request, actor)
 
 
-def submit(conn: Connection, model_id: int, request: EditRequest, *, actor: str) -> Submitted:
+def submit(
+    conn: Connection,
+    model_id: int,
+    request: EditRequest,
+    *,
+    actor: str,
+    edit_id: int | None = None,
+) -> Submitted:
     """Accept one request in one round trip.
 
-    * The idempotency key was seen before: nothing is added; the first edit is returned,
-      `duplicate`.
+    * The idempotency key was seen before, or the newest edit of the fact that waits, is in work or
+      live asks for just the same: nothing is added; that edit is returned, `duplicate`.
     * A waiting edit of the same fact is superseded.
-    * An edit of the same fact from another source with another target, or a model that asks for
-      approval: the new one waits for a person.
+    * An edit of the same fact by somebody else from another source with another target, or a model
+      that asks for approval: the new one waits for a person.
+
+    Args:
+        conn: The transaction.
+        model_id: The model.
+        request: What is asked for.
+        actor: Who asks.
+        edit_id: A reserved id for it; None draws one.
 
     Raises:
+        KeyReused: The idempotency key was used for other content.
         NoSuchModel: No model of this id.
         RequestInvalid: `expires_at` is past (database clock).
     """
-    return _submit(raw(conn), model_id, request, actor)
+    return _submit(raw(conn), model_id, request, actor, edit_id)
 
 
 def _submit(
-    driver: psycopg.Connection[Any], model_id: int, request: EditRequest, actor: str
+    driver: psycopg.Connection[Any],
+    model_id: int,
+    request: EditRequest,
+    actor: str,
+    edit_id: int | None = None,
 ) -> Submitted:
     salt, digest = request.sealed()
     cursor = driver.cursor()
     try:
         cursor.execute(
             "SELECT * FROM submit_edit(%s::bigint, %s, %s, %s, %s, %s, %s::jsonb, %s::jsonb,"
-            " %s::jsonb, %s, %s, %s, %s, %s::bytea, %s, %s::smallint, %s, %s)",
+            " %s::jsonb, %s, %s, %s, %s, %s::bytea, %s, %s::smallint, %s, %s, %s)",
             (
                 model_id,
                 actor,
@@ -105,6 +131,7 @@ def _submit(
                 request.priority,
                 request.not_before,
                 request.expires_at,
+                edit_id,
             ),
         )
     except pg.DatabaseError as error:
@@ -113,6 +140,11 @@ def _submit(
         if error.sqlstate == "MD400":
             raise RequestInvalid(
                 "is already past; expected a time to come", field="expires_at"
+            ) from None
+        if error.sqlstate == "MD409":
+            raise KeyReused(
+                f"{error.diag.message_primary}: a key names one request; give the new one a key of "
+                "its own, or none"
             ) from None
         raise
     row = cursor.fetchone()

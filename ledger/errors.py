@@ -17,6 +17,7 @@ Each message says what happened, to which thing, and what to do next.
     │   └── NoSuchBatch
     ├── Conflict                  the thing is in the wrong state for this
     │   ├── AlreadyExists
+    │   ├── KeyReused             an idempotency key came again with other content
     │   ├── WrongState            e.g. cancel of a live edit
     │   ├── StaleFence            the lease was lost: nothing was changed
     │   ├── AliasMoved            an alias is not where the caller saw it
@@ -135,6 +136,10 @@ class Conflict(LedgerError):
 
 class AlreadyExists(Conflict):
     """The name is taken."""
+
+
+class KeyReused(Conflict):
+    """An idempotency key came again with other content."""
 
 
 class WrongState(Conflict):

@@ -1,4 +1,4 @@
-"""Edit requests as people send them: validation, and JSONL and CSV files of them.
+"""Edit requests as people send them: validation, and files of them.
 
 Every problem names the line, the field and what was expected. A file is taken whole or not at all
 unless `keep_going`. What only a tokenizer can know (does the prompt fit the model, does the target
@@ -7,13 +7,11 @@ have tokens) is checked by the worker, which quarantines that one edit.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,16 +28,15 @@ from pydantic import (
     model_validator,
 )
 
+from editfiles import FileProblem, Record, read_records
 from ledger.errors import RequestInvalid, RequestsInvalid
 
 MAX_PROMPT = 8_000  # characters; the worker checks tokens
 MAX_TARGET = 2_000
 MAX_NAME = 500
 MAX_LIST = 64
-MAX_LINE_BYTES = 1_000_000
 PRIORITY_LIMIT = 1_000
 SALT_BYTES = 16
-MAX_PROBLEMS = 100  # reading stops after so many: the file is of another kind
 
 _quoted = json.encoder.encode_basestring  # escapes what RFC 8785 wants escaped, in C
 _TRAILING = " ?!.:;,…\"'"
@@ -210,239 +207,119 @@ def parse_record(record: object, line: int | None = None) -> EditRequest:
         raise _as_invalid(error, line) from None
 
 
-def parse_file(path: Path, *, kind: str = "auto", keep_going: bool = False) -> Parsed:
-    """Read a .jsonl or .csv file.
+def parse_file(
+    given: Path | IO[bytes],
+    *,
+    keep_going: bool = False,
+    defaults: Mapping[str, Any] | None = None,
+) -> Parsed:
+    """Read a file of edits, in any of the forms that `editfiles` knows.
+
+    Args:
+        given: Where it is, or an open stream of bytes (a pipe).
+        keep_going: Leave out bad records instead of refusing the file.
+        defaults: Fields for records that leave them out.
 
     Raises:
-        RequestInvalid: The file cannot be read, or its kind is unknown.
-        RequestsInvalid: Records are bad and `keep_going` is False.
+        RequestsInvalid: Nothing of the file can be read, or records are bad and `keep_going` is
+            False.
     """
-    if kind == "auto":
-        kind = path.suffix.lower().lstrip(".")
-    readers = {"jsonl": parse_jsonl, "ndjson": parse_jsonl, "csv": parse_csv}
-    if kind not in readers:
-        raise RequestInvalid(f"{path}: unknown kind {kind!r}; expected a .jsonl or .csv file")
+    found, lines = [], []
+    problems: list[RequestInvalid] = []
+
+    def bad(problem: FileProblem) -> None:
+        problems.append(_of_file(problem))
+
     try:
-        with path.open("rb") as source:
-            return readers[kind](source, keep_going=keep_going)
-    except OSError as error:
-        raise RequestInvalid(f"{path} cannot be read: {error.strerror}") from error
-
-
-def parse_jsonl(source: bytes | IO[bytes], *, keep_going: bool = False) -> Parsed:
-    """Read JSON Lines: one object a line, UTF-8; empty lines are skipped.
-
-    Raises:
-        RequestsInvalid: Records are bad and `keep_going` is False.
-    """
-    collected = _Collected(keep_going)
-    for number, line in _lines(io.BytesIO(source) if isinstance(source, bytes) else source):
-        try:
-            collected.add(number, _json_line(line, number))
-        except RequestInvalid as problem:
-            collected.bad(problem)
-    return collected.done()
-
-
-def parse_csv(source: bytes | IO[bytes], *, keep_going: bool = False) -> Parsed:
-    """Read CSV with a header of field names; list fields hold a JSON list or items split by "|".
-
-    Raises:
-        RequestsInvalid: The header or records are bad and `keep_going` is False.
-    """
-    collected = _Collected(keep_going)
-    data = source if isinstance(source, bytes) else source.read()
-    try:
-        words = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise RequestsInvalid([_not_utf8(error, line)]) from None
-    reader = csv.reader(io.StringIO(words, newline=""), strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        _check_header(header)
-        while True:
-            first = reader.line_num + 1
-            row = next(reader, None)
-            if row is None:
-                break
-            if not any(row):
-                continue
+        for record in read_records(given, on_problem=bad):
             try:
-                collected.add(first, _csv_record(header, row, first))
+                found.append(_request(record, defaults or {}))
             except RequestInvalid as problem:
-                collected.bad(problem)
-    except csv.Error as error:
-        collected.fatal(RequestInvalid(f"not CSV: {error}", line=reader.line_num))
-    except RequestInvalid as problem:
-        collected.fatal(problem)
-    return collected.done()
+                problems.append(problem)
+            else:
+                lines.append(record.place.line)
+    except FileProblem as problem:
+        bad(problem)
+    if problems and (not keep_going or not found):
+        raise RequestsInvalid(problems)
+    return Parsed(tuple(found), tuple(lines), tuple(problems))
 
 
-class _Collected:
-    """Good and bad records of a file."""
-
-    def __init__(self, keep_going: bool) -> None:
-        self._keep_going = keep_going
-        self._requests: list[EditRequest] = []
-        self._lines: list[int] = []
-        self._problems: list[RequestInvalid] = []
-
-    def add(self, line: int, record: object) -> None:
-        self._requests.append(parse_record(record, line))
-        self._lines.append(line)
-
-    def bad(self, problem: RequestInvalid) -> None:
-        self._problems.append(problem)
-        if not self._keep_going and len(self._problems) >= MAX_PROBLEMS:
-            raise RequestsInvalid(self._problems)
-
-    def fatal(self, problem: RequestInvalid) -> None:
-        """The rest cannot be read: an error even with keep_going where nothing came before."""
-        self._problems.append(problem)
-        if not self._requests:
-            raise RequestsInvalid(self._problems)
-
-    def done(self) -> Parsed:
-        if self._problems and not self._keep_going:
-            raise RequestsInvalid(self._problems)
-        return Parsed(tuple(self._requests), tuple(self._lines), tuple(self._problems))
-
-
-def _lines(source: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines; of an over-long one only its beginning is kept in memory."""
-    number = 0
-    while line := source.readline(MAX_LINE_BYTES + 2):
-        number += 1
-        rest = line
-        while len(line) > MAX_LINE_BYTES and not rest.endswith(b"\n"):
-            rest = source.readline(MAX_LINE_BYTES)
-            if not rest:
-                break
-        if line.strip():
-            yield number, line
-
-
-def _json_line(line: bytes, number: int) -> object:
-    if len(line) > MAX_LINE_BYTES:
-        raise RequestInvalid(
-            f"longer than {MAX_LINE_BYTES:,} bytes; expected one edit a line", line=number
-        )
+def _request(record: Record, defaults: Mapping[str, Any]) -> EditRequest:
+    fields = {
+        "prompt": record.prompt,
+        "target": record.target,
+        "subject": record.subject,
+        "relation": record.relation,
+        "paraphrases": record.paraphrases,
+        "locality": record.locality,
+        # Data sets have conclusions without an answer, which nothing can be judged by.
+        "portability": [pair for pair in record.portability if pair[1] is not None],
+        **record.others,
+    }
+    given = {name: value for name, value in fields.items() if value not in (None, "", (), [])}
     try:
-        words = line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise _not_utf8(error, number) from None
-    try:
-        return json.loads(words, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        raise RequestInvalid(
-            f"not JSON: {error.msg} at column {error.colno}; expected one object a line",
-            line=number,
-        ) from None
-    except (RecursionError, ValueError) as error:
-        raise RequestInvalid(f"not JSON we accept: {error}", line=number) from None
+        return EditRequest.model_validate({**defaults, **given})
+    except ValidationError as error:
+        place = record.place
+        raise _as_invalid(error, place.line, names=record.names, nth=place.nth) from None
 
 
-def _refuse_constant(name: str) -> object:
-    raise ValueError(f"{name} is not a JSON value")
+def _of_file(problem: FileProblem) -> RequestInvalid:
+    place = problem.place
+    words = problem.problem
+    if place is not None and place.nth > 1:
+        words = f"record {place.nth}: {words}"
+    return RequestInvalid(words, field=problem.field, line=None if place is None else place.line)
 
 
-def _not_utf8(error: UnicodeDecodeError, line: int) -> RequestInvalid:
-    byte = error.object[error.start]
-    return RequestInvalid(
-        f"not UTF-8: byte 0x{byte:02x} ({error.reason}); save the file as UTF-8", line=line
-    )
+_WORDS = {
+    "missing": "is missing; every edit needs a prompt and a target",
+    "string_too_short": "is empty; expected text",
+    "string_type": "expected text",
+    "tuple_type": 'expected a list, such as ["one", "two"]',
+    "timezone_aware": "has no time zone; expected e.g. 2026-11-22T09:00:00Z",
+    "int_parsing": "expected a whole number",
+    "int_type": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "model_type": "expected a prompt, or a prompt with its answer",
+    "extra_forbidden": "unknown field",
+}
+"""What is wrong, in a person's words, by pydantic's name of it."""
 
 
-_LISTS = {"paraphrases", "locality", "portability"}
-
-
-def _check_header(header: list[str]) -> None:
-    known = set(EditRequest.model_fields)
-    missing = {"prompt", "target"} - set(header)
-    if missing:
-        raise RequestInvalid(
-            f"the header lacks {', '.join(sorted(missing))}; expected column names such as "
-            "prompt,target,subject,paraphrases",
-            line=1,
-        )
-    for name in header:
-        if name not in known:
-            raise RequestInvalid(
-                f"unknown column; expected some of {', '.join(sorted(known))}", field=name, line=1
-            )
-    if len(set(header)) != len(header):
-        raise RequestInvalid("a column name comes twice", line=1)
-
-
-def _csv_record(header: list[str], row: list[str], line: int) -> dict[str, object]:
-    if len(row) != len(header):
-        raise RequestInvalid(
-            f"{len(row)} columns; the header has {len(header)} (quote fields that hold commas)",
-            line=line,
-        )
-    if sum(map(len, row)) > MAX_LINE_BYTES:
-        raise RequestInvalid(f"longer than {MAX_LINE_BYTES:,} characters", line=line)
-    record: dict[str, object] = {}
-    for name, cell in zip(header, row, strict=True):
-        value = cell.strip()
-        if name in _LISTS and value:
-            record[name] = _list_cell(name, value, line)
-        elif value or name in {"prompt", "target"}:
-            record[name] = value
-    return record
-
-
-def _list_cell(name: str, value: str, line: int) -> list[Any]:
-    if not value.startswith("["):
-        return [one.strip() for one in value.split("|") if one.strip()]
-    try:
-        found = json.loads(value)
-    except ValueError:
-        raise RequestInvalid(
-            'expected a JSON list such as ["a", "b"], or items split by "|"', field=name, line=line
-        ) from None
-    assert isinstance(found, list)
-    return found
-
-
-def _as_invalid(error: ValidationError, line: int | None) -> RequestInvalid:
+def _as_invalid(
+    error: ValidationError,
+    line: int | None,
+    *,
+    names: Mapping[str, str] | None = None,
+    nth: int = 1,
+) -> RequestInvalid:
     first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or None
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        known = ", ".join(EditRequest.model_fields)
-        message = f"unknown field; expected some of {known}"
-    elif first["type"] == "missing":
-        message = "is missing; every edit needs a prompt and a target"
-    elif first["type"] == "string_too_short":
-        message = "is empty; expected text"
-    elif first["type"] == "string_too_long":
+    path = [str(part) for part in first["loc"]]
+    if path and names:
+        path[0] = names.get(path[0], path[0])
+    kind, details = first["type"], first.get("ctx") or {}
+    message = _WORDS.get(kind, first["msg"].removeprefix("Value error, "))
+    if kind == "extra_forbidden":
+        message += f"; expected some of {', '.join(EditRequest.model_fields)}"
+    elif kind == "string_too_long":
         length = len(str(first["input"]))
-        message = f"has {length:,} characters; expected at most {first['ctx']['max_length']:,}"
-    elif first["type"] == "timezone_aware":
-        message = "has no time zone; expected e.g. 2026-11-22T09:00:00Z"
+        message = f"has {length:,} characters; expected at most {details['max_length']:,}"
+    elif kind == "too_long":
+        message = f"has too many entries; expected at most {details['max_length']:,}"
+    elif kind in {"greater_than_equal", "less_than_equal"}:
+        message = f"expected a number from -{PRIORITY_LIMIT} to {PRIORITY_LIMIT}"
+    elif kind.startswith("datetime"):
+        message = "expected a date and time, e.g. 2026-11-22T09:00:00Z"
     more = error.error_count() - 1
     if more:
         message += f" (and {more} more in this record)"
-    return RequestInvalid(message, field=where, line=line)
+    if nth > 1:
+        message = f"record {nth}: {message}"
+    return RequestInvalid(message, field=".".join(path) or None, line=line)
 
 
 def _normal(words: str) -> str:
     folded = unicodedata.normalize("NFKC", words).casefold()
     return " ".join(folded.split()).rstrip(_TRAILING)
-
-
-def requests_from(records: Iterable[object]) -> list[EditRequest]:
-    """Validate records that did not come from a file (an API's list); positions count from 1.
-
-    Raises:
-        RequestsInvalid: Some are bad.
-    """
-    collected = _Collected(keep_going=False)
-    for number, record in enumerate(records, start=1):
-        try:
-            collected.add(number, record)
-        except RequestInvalid as problem:
-            collected.bad(problem)
-    return list(collected.done().requests)

@@ -15,6 +15,7 @@ from gateway.exit_codes import FAILED, INTERRUPTED, NOT_POSSIBLE
 from gateway.output import JsonOption, complain, emit, note, plain, print_json, print_table, say
 from gateway.session import actor, open_session
 from ledger import edits, requests
+from ledger.errors import RequestInvalid, RequestsInvalid
 from ledger.records import Edit
 from ledger.states import EditState
 from service import waiting
@@ -36,7 +37,10 @@ def submit(
     *,
     file: Annotated[
         str | None,
-        typer.Argument(help="A .jsonl or .csv file of requests; `-` reads JSONL from a pipe."),
+        typer.Argument(
+            help="A file of edits: JSON Lines, JSON, CSV as Excel writes it, CounterFact, zsRE, "
+            "EasyEdit or KnowEdit; `-` reads any of them from a pipe."
+        ),
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Text the model is asked.")] = None,
     target: Annotated[str | None, typer.Option(help="What it should answer.")] = None,
@@ -52,8 +56,11 @@ def submit(
     priority: Annotated[int, typer.Option(help="Higher goes first.")] = 0,
     not_before: Annotated[datetime | None, typer.Option(help="Earliest time (UTC).")] = None,
     expires_at: Annotated[datetime | None, typer.Option(help="Withdraw after (UTC).")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Where it is from; kept with the edit.")
+    ] = None,
     keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="Accept the good lines of a file with bad ones.")
+        bool, typer.Option("--keep-going", help="Accept the good records of a file with bad ones.")
     ] = False,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until every edit is live or has ended.")
@@ -65,7 +72,9 @@ def submit(
     """Submit edit requests: one, or a file of them.
 
     A request says: this prompt should answer that. With an idempotency key, submitting it again
-    changes nothing and returns the first.
+    changes nothing and returns the first; so does a request that is waiting or live already.
+    With a file, --reason, --priority, --not-before, --expires-at, --subject and --source fill what
+    its records leave out. A cell of a CSV file holds several paraphrases or prompts divided by `|`.
 
     Examples:
     `mend submit --prompt "The Prime Minister of the United Kingdom is" --target "Keir Starmer"
@@ -78,32 +87,39 @@ def submit(
 
     `zcat facts.jsonl.gz | mend submit -`
     """
-    record: dict[str, Any] = {
-        "prompt": prompt,
-        "target": target,
+    for_all = {
         "subject": subject,
-        "paraphrases": paraphrase,
-        "locality": locality,
-        "idempotency_key": key,
         "priority": priority,
         "not_before": not_before and not_before.replace(tzinfo=UTC),
         "expires_at": expires_at and expires_at.replace(tzinfo=UTC),
         "reason": reason,
+        "source": source,
     }
-    given = {name: value for name, value in record.items() if value}
-    if file is None and prompt is None:
-        raise UserError(
-            "nothing to submit: give a file, or --prompt and --target; see `mend submit --help`"
-        )
-    if file is not None and prompt is not None:
-        raise UserError("give a file or --prompt, not both")
+    for_one = {
+        "prompt": prompt,
+        "target": target,
+        "paraphrases": paraphrase,
+        "locality": locality,
+        "idempotency_key": key,
+    }
+    for_all, for_one = _given(for_all), _given(for_one)
     if file is None:
+        if prompt is None:
+            raise UserError(
+                "nothing to submit: give a file, or --prompt and --target; see `mend submit --help`"
+            )
         if target is None:
             raise UserError("--prompt needs --target: what should the model answer?")
-        parsed = [requests.parse_record({**given, "source": f"cli:{actor()}"})]
+        parsed = [requests.parse_record({"source": CLI_SOURCE, **for_all, **for_one})]
         problems: list[str] = []
     else:
-        parsed, problems = _read(file, keep_going=keep_going)
+        if for_one:
+            names = ", ".join(OPTION_OF[name] for name in for_one)
+            raise UserError(
+                f"{names} says something of one edit and {file} holds many: put it into the file, "
+                "or leave the file out"
+            )
+        parsed, problems = _read(file, {"source": file_source(file), **for_all}, keep_going)
     with open_session() as session:
         with session.transaction() as connection:
             chosen = find_model(connection, model)
@@ -131,23 +147,49 @@ def _say_result(result: dict[str, Any], came: Summary | None, *, as_json: bool) 
         raise typer.Exit(FAILED)
 
 
-def _read(file: str, *, keep_going: bool) -> tuple[list[Any], list[str]]:
-    """Parses a file or standard input; refuses all of it on a bad line unless told otherwise."""
-    if file == "-":
-        parsed = requests.parse_jsonl(sys.stdin.buffer, keep_going=keep_going)
-    else:
-        path = Path(file)
-        if not path.exists():
-            raise UserError(f"there is no file {file}")
-        if path.is_dir():
-            raise UserError(f"{file} is a folder; give a .jsonl or .csv file")
-        parsed = requests.parse_file(path, keep_going=keep_going)
-    problems = [str(problem) for problem in parsed.problems]
-    for problem in problems:
-        complain(problem)
-    if not parsed.requests and not problems:
+CLI_SOURCE = "cli"
+"""Where a request came from that was typed on the command line."""
+
+OPTION_OF = {
+    "prompt": "--prompt",
+    "target": "--target",
+    "paraphrases": "--paraphrase",
+    "locality": "--locality",
+    "idempotency_key": "--key",
+}
+"""Options that say something of a single edit."""
+
+PROBLEMS_SHOWN = 20
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value}
+
+
+def file_source(file: str) -> str:
+    """Where the requests of a file came from, as the ledger keeps it."""
+    return "pipe" if file == "-" else f"file:{Path(file).name}"[: requests.MAX_NAME]
+
+
+def _read(file: str, defaults: dict[str, Any], keep_going: bool) -> tuple[list[Any], list[str]]:
+    """Parses a file or standard input; refuses all of it on a bad record unless told otherwise."""
+    given = sys.stdin.buffer if file == "-" else Path(file)
+    try:
+        parsed = requests.parse_file(given, keep_going=keep_going, defaults=defaults)
+    except RequestsInvalid as refused:
+        _complain_of(refused.problems)
+        raise UserError(f"{file}: nothing was submitted") from None
+    _complain_of(parsed.problems)
+    if not parsed.requests:
         raise UserError(f"{file} holds no requests")
-    return list(parsed.requests), problems
+    return list(parsed.requests), [str(problem) for problem in parsed.problems]
+
+
+def _complain_of(problems: Sequence[RequestInvalid]) -> None:
+    for problem in problems[:PROBLEMS_SHOWN]:
+        complain(str(problem))
+    if len(problems) > PROBLEMS_SHOWN:
+        complain(f"and {len(problems) - PROBLEMS_SHOWN} more records with problems")
 
 
 def _accept(

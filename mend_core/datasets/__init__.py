@@ -3,6 +3,6 @@
 from mend_core.datasets.edit import Edit, PromptAnswer
 from mend_core.datasets.fever import read_fever
 from mend_core.datasets.pararel import read_pararel
-from mend_core.datasets.readers import KINDS, Kind, read_edits
+from mend_core.datasets.readers import read_edits
 
-__all__ = ["KINDS", "Edit", "Kind", "PromptAnswer", "read_edits", "read_fever", "read_pararel"]
+__all__ = ["Edit", "PromptAnswer", "read_edits", "read_fever", "read_pararel"]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mend_core.probes.results import ProbeResult
-from mend_core.probes.suites import RETAINED_SLICE, ProbeKind
+from mend_core.probes.suites import RETAINED_SLICE, STANDING, ProbeKind, is_standing
 
 KIND_WORDS = {
     "edit": "own prompts",
@@ -26,6 +26,15 @@ KIND_WORDS = {
     "perplexity": "texts read",
 }
 """How each kind of probe is called where an editor reads."""
+
+RING_WORDS = {
+    "standing": "everyday answers",
+    "neighbour/relation": "answers to the same statement about other subjects",
+    "neighbour/subject": "answers to other statements about the same subject",
+    "neighbour/given": "answers to prompts that came with the edits",
+    RETAINED_SLICE: "earlier edits",
+}
+"""How each slice that the service makes is called where an editor reads."""
 
 OF_THE_EDITS = frozenset({"edit", "paraphrase", "portability"})
 """Kinds that ask an edit whether it took; every other kind asks what else changed."""
@@ -62,7 +71,8 @@ def plain(check: Mapping[str, Any]) -> str:
         if check.get("needed"):
             said += f" (about {check['needed']} would do)"
     elif outcome == "reported":
-        said += "; too few to judge"
+        demanded = check.get("threshold") is not None
+        said += "; too few to judge" if demanded else "; the policy demands nothing of it"
     return said
 
 
@@ -93,7 +103,7 @@ def _on_balance(name: str, observed: float, n: int) -> str | None:
     found = f"{net} lost on balance" if net > 0 else f"{-net} gained on balance"
     if net == 0:
         found = "none lost on balance"
-    what = f"{KIND_WORDS.get(kind, kind)} ({slice_name})"
+    what = RING_WORDS.get(slice_name, f"{KIND_WORDS.get(kind, kind)} ({slice_name})")
     return f"{what}: {found}, of {n}, against {_REFERENCES[rule]}"
 
 
@@ -128,7 +138,8 @@ def asked(probes: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
         if kind in OF_THE_EDITS and slice_name == RETAINED_SLICE:
             counts["prompts of earlier edits"] += 1
         else:
-            counts[KIND_WORDS.get(kind, kind)] += 1
+            ring = STANDING if is_standing(slice_name) and kind == "locality" else slice_name
+            counts[RING_WORDS.get(ring, KIND_WORDS.get(kind, kind))] += 1
     return [{"what": what, "n": n} for what, n in counts.items()]
 
 

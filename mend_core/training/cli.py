@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from mend_core.arguments import count, positive
-from mend_core.datasets import KINDS
 from mend_core.digests import file_digest, json_digest
 from mend_core.errors import MendError, TrainingError
 from mend_core.files import check_writable
@@ -47,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--model", default="smollm2", help="base: smollm2, a folder or a hub id")
     p.add_argument("--data", required=True, nargs="+", type=Path, help="files of edits")
-    p.add_argument("--kind", default="auto", choices=[*KINDS, "pararel", "fever"])
+    p.add_argument("--kind", default="auto", choices=["auto", "pararel", "fever"])
     p.add_argument("--out", required=True, type=Path, help="editor file to write (.safetensors)")
     p.add_argument("--config", type=Path, help="JSON file with any setting of TrainConfig")
     p.add_argument("--method", choices=METHODS)

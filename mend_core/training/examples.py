@@ -245,7 +245,7 @@ def read_training_data(
         elif "fever" in name or kind == "fever":
             source = flips(read_fever(path))
         else:
-            source = read_edits(path, kind, on_error=lambda e: skipped.append(str(e)))  # type: ignore[arg-type] # argparse has checked the kind
+            source = read_edits(path, on_error=lambda e: skipped.append(str(e)))
         found = list(source)
         if not found:
             raise DataError(str(path), None, None, "holds no edit that can be trained on")

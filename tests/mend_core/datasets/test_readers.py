@@ -7,7 +7,6 @@ import pytest
 
 from mend_core.datasets import PromptAnswer, read_edits, read_fever, read_pararel
 from mend_core.datasets.fever import flips
-from mend_core.datasets.stream import json_items
 from mend_core.errors import DataError
 
 FLAT = {
@@ -115,15 +114,6 @@ def test_records_are_streamed(tmp_path):
     assert next(edits).id == "7"
     with pytest.raises(DataError):
         next(edits)
-
-
-def test_items_across_chunks_and_numbers(tmp_path):
-    values = [{"n": i, "text": "x" * 900} for i in range(300)] + [12, "end"]
-    path = write(tmp_path / "a.json", json.dumps(values, indent=1))
-    items = list(json_items(path))
-    assert [value for _, value in items] == values
-    lines = path.read_text().splitlines()
-    assert lines[items[200][0] - 1].strip() == "{"
 
 
 @pytest.mark.parametrize(
