@@ -106,7 +106,7 @@ def test_bulk_keeps_single_submissions_out_and_loses_none(any_desk):
             desk.do(edits.submit_many, desk.model_id, many, actor="ann")
         else:
             for i in range(10):
-                desk.submit(f"Fact {i} is", "single")
+                desk.submit(f"Fact {i} is", f"single {number}")
 
     in_threads(3, work)
     counts = desk.do(edits.counts, desk.model_id)

@@ -29,7 +29,7 @@ from ledger import (
     versions,
 )
 from ledger.db import transaction
-from ledger.errors import Conflict, NoSuchVersion
+from ledger.errors import Conflict, KeyReused, NoSuchVersion
 from ledger.records import FactorRecord, VersionDraft
 from ledger.requests import EditRequest
 
@@ -81,7 +81,10 @@ class QueueMachine(RuleBasedStateMachine):
             source=source,
             idempotency_key=None if key is None else f"k{key}",
         )
-        done = self.desk.do(edits.submit, self.desk.model_id, request, actor="ann")
+        try:
+            done = self.desk.do(edits.submit, self.desk.model_id, request, actor="ann")
+        except KeyReused:
+            return  # the key names another request; nothing was added
         assert done.duplicate == (done.edit_id in self.accepted)
         self.accepted.add(done.edit_id)
 

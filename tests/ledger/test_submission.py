@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ledger import audit, doctor, edits, queue
 from ledger.db import transaction
-from ledger.errors import NoSuchEdit, NoSuchModel, RequestInvalid, WrongState
+from ledger.errors import KeyReused, NoSuchEdit, NoSuchModel, RequestInvalid, WrongState
 from ledger.requests import EditRequest
 
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
@@ -23,10 +23,54 @@ def many(desk, *requests, actor="ann"):
 
 def test_a_known_key_returns_the_first(desk):
     first = desk.submit(idempotency_key="k")
-    again = desk.submit("Something else", "entirely", idempotency_key="k")
+    again = desk.submit(idempotency_key="k")
     assert again.duplicate
     assert again.edit_id == first.edit_id
     assert len(desk.do(edits.list_edits)) == 1
+
+
+def test_a_key_names_one_request(desk):
+    desk.submit(idempotency_key="k")
+    with pytest.raises(KeyReused, match="key k was used for edit 1 with other content"):
+        desk.submit("Something else", "entirely", idempotency_key="k")
+    assert len(desk.do(edits.list_edits)) == 1
+
+
+def test_the_same_request_again_adds_nothing_unless_something_else_was_asked_since(desk):
+    first = desk.submit(target="Glorbia")
+    again = desk.submit(target="Glorbia", source="elsewhere")
+    assert (again.duplicate, again.edit_id) == (True, first.edit_id)
+    bulk = many(desk, *(EditRequest(prompt=desk_prompt(desk), target="Glorbia") for _ in range(2)))
+    assert (bulk.accepted, bulk.duplicates) == (0, 2)
+    desk.submit(target="Florbia")
+    back = desk.submit(target="Glorbia")
+    assert not back.duplicate
+    assert desk.state(back.edit_id) == "queued"
+
+
+def test_ids_follow_the_order_of_the_requests(desk):
+    desk.submit("Fact 1 is", "old")
+    done = many(desk, *(EditRequest(prompt=f"Fact {n} is", target="new") for n in range(4)))
+    assert list(done.edit_ids) == sorted(done.edit_ids)
+    assert [desk.do(edits.get, i).prompt for i in done.edit_ids] == [
+        f"Fact {n} is" for n in range(4)
+    ]
+
+
+def desk_prompt(desk):
+    return desk.do(edits.list_edits)[0].prompt
+
+
+def test_a_person_corrects_what_is_their_own_however_it_came(desk):
+    desk.submit(target="Glorbia", source="file:facts.csv")
+    assert desk.submit(target="Florbia", source="cli").state == "queued"
+    others = desk.do(
+        edits.submit,
+        desk.model_id,
+        EditRequest(prompt=desk_prompt(desk), target="Norbia", source="cli"),
+        actor="bob",
+    )
+    assert others.state == "awaiting_approval"
 
 
 def test_newer_supersedes_waiting_and_contradiction_waits(desk):
@@ -34,14 +78,15 @@ def test_newer_supersedes_waiting_and_contradiction_waits(desk):
     new = desk.submit(target="Florbia")
     assert new.superseded == (old.edit_id,)
     assert desk.state(old.edit_id) == "superseded"
-    rival = desk.submit(target="Norbia", source="wiki")
+    request = EditRequest(prompt=desk_prompt(desk), target="Norbia", source="wiki")
+    rival = desk.do(edits.submit, desk.model_id, request, actor="bob")
     assert rival.state == "awaiting_approval"
     assert rival.contradicts == new.edit_id
     agreeing = desk.submit(target=" florbia ", source="wiki")
     assert agreeing.state == "queued"
     with pytest.raises(WrongState, match="someone else"):
-        desk.do(edits.approve, rival.edit_id, actor="ann", reason="mine")
-    desk.do(edits.approve, rival.edit_id, actor="bob", reason="checked")
+        desk.do(edits.approve, rival.edit_id, actor="bob", reason="mine")
+    desk.do(edits.approve, rival.edit_id, actor="ann", reason="checked")
     assert desk.state(rival.edit_id) == "queued"
     assert desk.state(agreeing.edit_id) == "superseded"
 
@@ -124,6 +169,7 @@ def test_bulk_names_a_waiting_rival_where_everything_needs_approval(new_desk):
         desk,
         EditRequest(prompt="Fact 0 is", target="other", source="wiki"),
         EditRequest(prompt="Fact 1 is", target="t"),
+        actor="carl",
     )
     assert done.awaiting_approval == 2
     rival, plain = (desk.do(edits.history, one)[0] for one in done.edit_ids)
@@ -151,11 +197,12 @@ def test_bulk_same_rules_as_single(desk):
         EditRequest(prompt="Fact 0 is", target="new"),  # supersedes the waiting one
         EditRequest(prompt="Fact 1 is", target='a\tb\\n\n"é"', idempotency_key="k1"),
         EditRequest(prompt="Fact 1 is", target="c"),  # same fact, later in the file
-        EditRequest(prompt="whatever", target="x", idempotency_key="k0"),  # duplicate
-        EditRequest(prompt="Fact 0 is", target="other", source="wiki"),  # contradiction
+        EditRequest(prompt="Fact 0 is", target="old", idempotency_key="k0"),  # duplicate
         EditRequest(prompt="Fact 2 is", target="t", paraphrases=("p\\q",), locality=("l",)),
     )
-    assert (done.accepted, done.duplicates, done.superseded, done.awaiting_approval) == (5, 1, 2, 1)
+    assert (done.accepted, done.duplicates, done.superseded, done.awaiting_approval) == (4, 1, 2, 0)
+    rival = EditRequest(prompt="Fact 0 is", target="other", source="wiki")
+    assert many(desk, rival, actor="bob").awaiting_approval == 1
     found = desk.do(edits.get_many, done.edit_ids)
     texts = {one.prompt: one for one in found if one.state == "queued"}
     assert texts["Fact 0 is"].target == "new"
