@@ -134,6 +134,7 @@ def test_what_only_the_tokenizer_knows_is_a_problem_of_that_edit_alone(ready):
     assert [bool(edit.problems) for edit in found] == [False, True, True]
     assert [edit.answer is None for edit in found] == [False, True, True]
     assert "probes cannot be asked" in found[1].problems[0]
+    assert not found[2].problems[0].startswith("edit")  # there is no edit yet
 
 
 def test_few_prompts_are_asked_and_own_ones_first(ready):

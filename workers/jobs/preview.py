@@ -44,7 +44,7 @@ def preview(context: Context, job: Job) -> Mapping[str, Any]:
     requests = requests_from(field(job, "edits", list))
     if not 1 <= len(requests) <= EDITS_LIMIT:
         raise JobInvalid(f"preview: field 'edits' must hold 1 to {EDITS_LIMIT} edits")
-    edits = [_edit(number, request) for number, request in enumerate(requests)]
+    edits = [_edit(number, request) for number, request in enumerate(requests, start=1)]
     warm, version, weights = weights_by_name(context, model_of(context, job), "production")
     problems = _problems(warm.base, edits)
     prompts = _chosen([edit for edit in edits if edit.id not in problems])
@@ -89,10 +89,17 @@ def _edit(number: int, request: EditRequest) -> Edit:
 
 def _problems(base: Base, edits: Sequence[Edit]) -> dict[str, list[str]]:
     """What keeps edits from being made or judged, by id; edits without a problem are left out."""
-    found = {edits[n].id: [str(error)] for n, error in encode_edits(base, edits)[2].items()}
+    # An error names its edit by an id, which here is only a place in the payload.
+    found = {
+        edits[n].id: [str(error).removeprefix(f"edit {error.edit_id}: ")]
+        for n, error in encode_edits(base, edits)[2].items()
+    }
     rest = [edit for edit in edits if edit.id not in found]
     mute = unaskable(base, rest) if rest else {}
-    return found | {i: [f"its own probes cannot be asked: {why}"] for i, why in mute.items()}
+    return found | {
+        i: [f"its own probes cannot be asked: {why.removeprefix('edit ')}"]
+        for i, why in mute.items()
+    }
 
 
 def _chosen(edits: Sequence[Edit]) -> list[str]:
