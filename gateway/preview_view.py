@@ -99,9 +99,8 @@ def _show_one(edit: EditPreview, version: int | None) -> None:
     for name, answers in (("paraphrase", edit.paraphrases), ("neighbour", edit.locality)):
         for said in answers[:OTHERS_SHOWN]:
             if said.answer is not None:
-                say(
-                    f"  {name:<11} {fitted(said.prompt, 38).rstrip()} → {fitted(said.answer, 24).rstrip()}"
-                )
+                prompt, answer = fitted(said.prompt, 38).rstrip(), fitted(said.answer, 24).rstrip()
+                say(f"  {name:<11} {prompt} → {answer}".rstrip())
     if edit.subject is not None:
         _line("subject", edit.subject)
     if edit.knows:
