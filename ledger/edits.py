@@ -233,6 +233,27 @@ def live_of_same_facts(conn: Connection, edit_ids: Sequence[int]) -> list[Edit]:
     return [rows.edit(row) for row in found]
 
 
+def of_facts(
+    conn: Connection, model_id: int, fact_keys: Sequence[str], *, states: Sequence[EditState]
+) -> list[Edit]:
+    """A model's edits of some facts that are in some states, oldest first."""
+    found = conn.execute(
+        text(
+            f"""
+            SELECT {rows.EDIT_COLUMNS} FROM edits AS e
+             WHERE e.model_id = :model AND e.fact_key = ANY(CAST(:keys AS uuid[]))
+               AND e.state = ANY(CAST(:states AS edit_state[])) ORDER BY e.id
+            """  # noqa: S608 - our words
+        ),
+        {
+            "model": model_id,
+            "keys": list(fact_keys),
+            "states": [state.value for state in states],
+        },
+    )
+    return [rows.edit(row) for row in found]
+
+
 def counts(conn: Connection, model_id: int | None = None) -> dict[str, int]:
     """How many edits are in each state; every state is there."""
     found = conn.execute(

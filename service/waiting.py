@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 
 from ledger import batches, chunks, edits, jobs, models, queue, workers
 from ledger.events import Listener
-from ledger.records import Batch, Edit, Job
+from ledger.records import Batch, Edit, Job, Model
 from ledger.states import EditState, JobState
 from service.errors import ServiceFailed, UserError
 from service.session import Session
@@ -137,6 +137,18 @@ class Progress:
     settled: bool = False
 
 
+def hindrances_of(connection: Connection, model: Model) -> dict[Hindrance, str]:
+    """What keeps a model's edits waiting, each with its reason where there is one."""
+    found: dict[Hindrance, str] = {}
+    if not any(worker.alive for worker in workers.list_workers(connection)):
+        found[Hindrance.NO_WORKER] = ""
+    if model.problem is not None:
+        found[Hindrance.PROBLEM] = model.problem
+    if model.paused:
+        found[Hindrance.PAUSED] = model.name
+    return found
+
+
 def progress(connection: Connection, found: Sequence[Edit]) -> Progress:
     """Says how far edits of one model are."""
     counts = Counter(str(edit.state) for edit in found)
@@ -151,15 +163,10 @@ def progress(connection: Connection, found: Sequence[Edit]) -> Progress:
     settled = not opened and not any(edit.state in MOVING for edit in found)
     if settled or not found:
         return Progress(counts, settled=True)
-    hindrances: dict[Hindrance, str] = {}
-    model = models.get(connection, found[0].model_id)
-    if not any(worker.alive for worker in workers.list_workers(connection)):
-        hindrances[Hindrance.NO_WORKER] = ""
-    if model.problem is not None:
-        hindrances[Hindrance.PROBLEM] = model.problem
-    if model.paused and not opened:
-        hindrances[Hindrance.PAUSED] = model.name
-    if not opened:
+    hindrances = hindrances_of(connection, models.get(connection, found[0].model_id))
+    if opened:
+        hindrances.pop(Hindrance.PAUSED, None)  # an open batch goes on to its end
+    else:
         queued = [edit for edit in found if edit.state is EditState.QUEUED]
         ahead = queue.ahead(connection, queued[0]) if queued else 0
         return Progress(counts, ahead=ahead, hindrances=hindrances)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway import waiting_view
+from gateway import preview_view, waiting_view
 from gateway.edit_page import describe
 from gateway.exit_codes import FAILED, INTERRUPTED, NOT_POSSIBLE
 from gateway.output import JsonOption, complain, emit, note, plain, print_json, print_table, say
@@ -66,6 +66,9 @@ def submit(
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until every edit is live or has ended.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would happen; submit nothing.")
+    ] = False,
     timeout: Annotated[float, typer.Option(min=1, help="Longest wait, in seconds.")] = 3600.0,
     model: ModelOption = None,
     as_json: JsonOption = False,
@@ -83,6 +86,8 @@ def submit(
 
     `mend submit facts.jsonl --wait`, where a line of `facts.jsonl` is
     `{"prompt": "…", "target": "…", "paraphrases": ["…"], "locality": ["…"]}`
+
+    `mend submit facts.csv --dry-run` says what the model answers now and what would happen
 
     `mend submit facts.csv --keep-going --json`
 
@@ -124,6 +129,9 @@ def submit(
     with open_session() as session:
         with session.transaction() as connection:
             chosen = find_model(connection, model)
+        if dry_run:
+            preview_view.dry_run(session, chosen, parsed, problems, as_json=as_json)
+            return
         result = _accept(session, chosen.id, parsed, origin=file)
         result["model"] = chosen.name
         result["refused"] = problems

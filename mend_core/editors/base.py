@@ -183,6 +183,10 @@ class FactorEditor(Editor):
             touch each other.
         """
 
+    def subject_of(self, base: Base, edit: Edit) -> str | None:  # noqa: ARG002 - for others
+        """The words of the prompt an edit is put at; None where the editor reads all of it."""
+        return None
+
     def observe(self, name: str, u: Tensor, delta: Tensor) -> None:
         """Take raw rows of a matrix into the editor's statistics; nothing where it keeps none."""
 

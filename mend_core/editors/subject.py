@@ -242,7 +242,7 @@ class SubjectEditor(RidgeEditor):
         matrices: Sequence[Matrix],
         prefix: PrefixCache,
     ) -> list[FactorRows | EditError]:
-        edits = [self._about(base, edit, matrices) for edit in edits]
+        edits = [replace(edit, subject=self.subject_of(base, edit)) for edit in edits]
         variants = [list(column) for column in zip(*map(self._asked, edits), strict=True)]
         errors: dict[int, EditError] = dict(encode_edits(base, variants[0])[2])
         good = [i for i in range(len(edits)) if i not in errors]
@@ -255,20 +255,21 @@ class SubjectEditor(RidgeEditor):
             rows |= dict(zip(good, self._optimise(base, kept, matrices, prefix), strict=True))
         return [rows[i] for i in range(len(edits))]
 
-    def _about(self, base: Base, edit: Edit, matrices: Sequence[Matrix]) -> Edit:
-        """The edit with its subject; one that names none is given what stands out in its prompt.
+    def subject_of(self, base: Base, edit: Edit) -> str | None:
+        """See `FactorEditor.subject_of`; where nobody named it, what stands out in the prompt.
 
         A prompt that cannot be asked is left as it is, for its error to be told later.
         """
         named = edit.subject and edit.subject in edit.prompt
         if named or not base.tokenizer.is_fast or encode_edits(base, [edit])[2]:
-            return edit
+            return edit.subject
+        matrices = self.matrices_of(base)
         matrix = matrices[len(matrices) // 2]
         text = prompt_text(edit.prompt)
         keys = prompt_keys(base, [text], [matrix])[matrix.name]
         spans = base.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
         scores = leverage(keys, self.composition.root_of(matrix.name)).tolist()
-        return replace(edit, subject=salient_name(text, spans, scores))
+        return salient_name(text, spans, scores)
 
     def _asked(self, edit: Edit) -> list[Edit]:
         """The edit's prompt, then as many other ways to ask it as the settings want."""

@@ -101,3 +101,16 @@ def test_only_quick_jobs_interrupt(short_batch, monkeypatch):
     assert {job.state for job in desk.jobs()} == {JobState.DONE}
     assert all(job.finished_at > committed for job in desk.jobs())
     assert any(job.created_at < committed for job in desk.jobs())
+
+
+def test_a_preview_is_answered_within_a_batch(short_batch, monkeypatch):
+    service, context = short_batch
+    edit = {"prompt": tiny.facts(1)[0].prompt, "target": tiny.facts(1)[0].target}
+    desk = Desk(service, monkeypatch, every=2, kind="preview", edits=[edit])
+    ids = service.submit(tiny.facts(4, start=1))
+    pipeline.drain(context)
+    assert set(service.states(ids).values()) == {EditState.LIVE}
+    committed = service.do(lambda c: versions.find(c, service.model.id, 2)).created_at
+    within = [job for job in desk.jobs() if job.finished_at < committed]
+    assert within
+    assert all(job.result["edits"][0]["knows"] for job in within)

@@ -26,6 +26,7 @@ Handler = Callable[[Context, Job], Mapping[str, Any]]
 
 HANDLERS: Mapping[str, str] = {
     "ask": "workers.jobs.ask:ask",
+    "preview": "workers.jobs.preview:preview",
     "verify": "workers.jobs.verify:verify",
     "export": "workers.jobs.export:export",
     "materialise": "workers.jobs.export:materialise",

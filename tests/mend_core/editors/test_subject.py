@@ -96,6 +96,16 @@ def test_an_edit_without_a_subject_is_put_where_its_prompt_stands_out(knowing_ll
         assert torch.allclose(factor.rows[first].u[0], text_keys[first][place], atol=1e-4)
 
 
+def test_the_subject_that_will_be_used_is_told(knowing_llama, editor):
+    edit = EDITS[1]
+    assert editor.subject_of(knowing_llama, edit) == edit.subject
+    guessed = editor.subject_of(knowing_llama, replace(edit, subject=None))
+    assert guessed
+    assert guessed in edit.prompt
+    too_long = replace(edit, prompt="so " * 10 * knowing_llama.max_length, subject=None)
+    assert editor.subject_of(knowing_llama, too_long) is None
+
+
 def test_other_wordings_are_asked_and_answered(knowing_llama):
     learned = [
         replace(e, paraphrases=(f"{e.subject}? It is said to be",)) for e in EDITS for _ in range(3)
