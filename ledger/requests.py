@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -323,3 +323,21 @@ def _as_invalid(
 def _normal(words: str) -> str:
     folded = unicodedata.normalize("NFKC", words).casefold()
     return " ".join(folded.split()).rstrip(_TRAILING)
+
+
+def requests_from(records: Iterable[object]) -> list[EditRequest]:
+    """Validate records that did not come from a file (a job's list); positions count from 1.
+
+    Raises:
+        RequestsInvalid: Some are bad.
+    """
+    found: list[EditRequest] = []
+    problems: list[RequestInvalid] = []
+    for number, record in enumerate(records, start=1):
+        try:
+            found.append(parse_record(record, number))
+        except RequestInvalid as problem:
+            problems.append(problem)
+    if problems:
+        raise RequestsInvalid(problems)
+    return found
