@@ -186,6 +186,8 @@ def _read(file: str, defaults: dict[str, Any], keep_going: bool) -> tuple[list[A
     try:
         parsed = requests.parse_file(given, keep_going=keep_going, defaults=defaults)
     except RequestsInvalid as refused:
+        if len(refused.problems) == 1:
+            raise UserError(f"{file}, nothing was submitted: {refused}") from None
         _complain_of(refused.problems)
         raise UserError(f"{file}: nothing was submitted") from None
     _complain_of(parsed.problems)

@@ -25,6 +25,9 @@ def settled(mend, make_service, inside, monkeypatch):
         pipeline.drain(inside(service))
         fact = facts[0]
         asked = ["submit", "--prompt", fact.prompt, "--target", fact.target, "--key", "k0"]
+        asked += ["--subject", fact.subject] if fact.subject else []
+        asked += [word for one in fact.paraphrases for word in ("--paraphrase", one)]
+        asked += [word for one in fact.locality for word in ("--locality", one.prompt)]
         return mend(*asked, "--wait", *options)
 
     return run
@@ -33,7 +36,7 @@ def settled(mend, make_service, inside, monkeypatch):
 def test_live_edits_are_told_in_one_screen_and_end_well(settled):
     fact = tiny.facts(1)[0]
     ran = settled([fact])
-    assert ran.code == 0
+    assert ran.code == 0, ran.err
     for words in ("Edit 1 is live in version 1", fact.target, "paraphrase", "neighbour", "Other"):
         assert words in ran.out
     assert all(len(line) <= 80 for line in ran.out.splitlines())
@@ -49,7 +52,7 @@ def test_a_quarantined_edit_ends_badly_with_the_reason_and_what_it_broke(settled
 
 def test_json_is_one_document_with_the_summary(settled):
     ran = settled([tiny.facts(1)[0]], "--json")
-    assert ran.code == 0
+    assert ran.code == 0, ran.err
     assert ran.json["summary"]["edits"][0]["state"] == "live"
     assert ran.json["summary"]["others_asked"] == 1
 

@@ -69,7 +69,7 @@ def look(service, requests):
 
 def test_each_fate_is_told_and_nothing_is_written(ready):
     live, waiting_one, new, late = tiny.facts(4)
-    ready.submit([live], idempotency_key="k")
+    ready.submit([live], idempotency_key="k", source="wiki")
     pipeline.drain(ready.context)
     [queued] = ready.submit([waiting_one])
     before = ready.do(rows)
@@ -79,7 +79,7 @@ def test_each_fate_is_told_and_nothing_is_written(ready):
         [
             request(new),
             request(live, idempotency_key="k"),
-            request(live, target="city70"),
+            request(live, target="city70", source="wiki"),
             request(live, target="city71", source="somebody else"),
             request(waiting_one),
             request(new, target="city72"),
@@ -92,7 +92,7 @@ def test_each_fate_is_told_and_nothing_is_written(ready):
         Fate.DUPLICATE,
         Fate.REPLACES_LIVE,
         Fate.CONTRADICTS,
-        Fate.REPLACES_WAITING,
+        Fate.DUPLICATE,
         Fate.REPLACES_WAITING,
         Fate.REFUSED,
     ]
@@ -103,7 +103,7 @@ def test_each_fate_is_told_and_nothing_is_written(ready):
     assert "past" in found.edits[6].problems[0]
     counts = found.counts
     assert (counts.known, counts.of_live_facts, counts.of_waiting_facts) == (1, 3, 1)
-    assert (counts.duplicates, counts.need_approval, counts.with_problems) == (1, 1, 1)
+    assert (counts.duplicates, counts.need_approval, counts.with_problems) == (2, 1, 1)
     assert found.version == 1
 
 
@@ -149,7 +149,7 @@ def test_without_a_worker_the_ledgers_half_is_told(make_service):
     service = make_service()
     service.submit(tiny.facts(1))
     found = look(service, [request(tiny.facts(1)[0])])
-    assert found.edits[0].fate is Fate.REPLACES_WAITING
+    assert found.edits[0].fate is Fate.DUPLICATE
     assert found.edits[0].answer is None
     assert "no worker" in found.not_asked
     assert service.do(edits.counts)["queued"] == 1
