@@ -12,7 +12,7 @@ from importlib import resources
 
 from mend_core.probes.suites import STANDING, ProbeItem, ProbeKind, ProbeSuite
 
-HEALTH_TOKENS = 24
+HEALTH_TOKENS = 16
 """Tokens of free text generated for each opening: enough to see it loop."""
 
 ANSWER_TOKENS = 3
@@ -40,7 +40,7 @@ def questions() -> dict[str, tuple[str, ...]]:
 
 @cache
 def texts() -> tuple[str, ...]:
-    """Short texts, two sentences each."""
+    """Short texts, a sentence each."""
     return tuple(_lines("texts.txt"))
 
 
