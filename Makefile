@@ -22,12 +22,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/mend demo
 
+# Two at a time: the tests that start processes wait more than they compute.
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist worksteal
 
 # The numeric tests with torch's plain kernels: they round as an x86 processor without AVX does.
 test-portable: setup
-	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/pytest -m 'not processes' $(NUMERIC)
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/pytest -n 2 --dist worksteal -m 'not processes' $(NUMERIC)
 
 lint: setup
 	$(BIN)/ruff format --check .
