@@ -29,7 +29,7 @@ ANSWER = 50
 
 FATES = {
     Fate.NEW: "it is queued as a new fact",
-    Fate.DUPLICATE: "nothing: edit {edit} has the same key",
+    Fate.DUPLICATE: "nothing: edit {edit} is the same request",
     Fate.REPLACES_WAITING: "it is queued and replaces what waits for the same fact",
     Fate.REPLACES_LIVE: "it is queued; once live it replaces the live edit of the fact",
     Fate.CONTRADICTS: "it waits for a person's approval: it contradicts {what}",

@@ -239,7 +239,7 @@ def _say_submitted(result: dict[str, Any], *, waiting_follows: bool) -> None:
     span = f"edit {ids[0]}" if len(ids) == 1 else f"edits {min(ids)}-{max(ids)}" if ids else ""
     say(f"{result['accepted']} accepted for {result['model']}" + (f": {span}." if span else "."))
     if result["duplicates"]:
-        say(f"{result['duplicates']} had been submitted before (same key); nothing was added.")
+        say(f"{result['duplicates']} had been submitted before; nothing was added for them.")
     if result["superseded"]:
         say(f"{result['superseded']} waiting for the same fact were superseded.")
     if result["awaiting_approval"]:
