@@ -130,12 +130,16 @@ class _Case:
             if one not in chosen or run.decision.outcome is not Outcome.FAIL:
                 continue
             if len(chosen) == 1:
-                # Without it there is the parent itself, which passed when it was made.
-                return Outcome.PASS, broken_by((edit_id,), run, None)
+                continue  # it fails alone: see `alone`
             without = self.seen.get(chosen - {one})
             if without is not None and without.decision.outcome is not Outcome.FAIL:
                 return without.decision.outcome, broken_by((edit_id,), run, without)
         return None, None
+
+    def alone(self, edit_id: str) -> Run | None:
+        """The run of an edit all by itself, where there was one and it failed."""
+        run = self.seen.get(frozenset({(edit_id, self.now[edit_id])}))
+        return run if run is not None and run.decision.outcome is Outcome.FAIL else None
 
     def broken_by_group(self, group: Sequence[str]) -> Broken | None:
         """What edits broke together, where the rest was run with and without them."""
@@ -186,10 +190,10 @@ class _Case:
         decision = self.run(rest) if rest and self.left() else None
         fails = decision is not None and decision.outcome is Outcome.FAIL
         if strongest is not None or not rest or (decision is not None and not fails):
-            without = decision.outcome if decision is not None else None if rest else Outcome.PASS
+            without = None if decision is None else decision.outcome
             broken = self.broken_by_group(weak)
             for edit_id in weak:
-                reason = Reason(Why.GROUP, others=len(weak) - 1, without=without)
+                reason = Reason(Why.GROUP, others=len(weak) - 1, without=without, rest=bool(rest))
                 if strongest is not None:
                     reason = Reason(Why.NOT_TAKEN, strongest=strongest, without=without)
                 self.convict(edit_id, reason, broken)
@@ -207,9 +211,10 @@ class _Case:
             suspects=decision.suspects(),
             max_runs=self.left(),
         )
-        told = {edit_id: self.pair(edit_id) for edit_id in found.culprits}
-        for edit_id, (without, broken) in told.items():
-            self.convict(edit_id, Reason(Why.FOUND, without=without), broken)
+        # Looked up for all before any is convicted: a conviction changes what is there now.
+        told = {edit_id: self._found(edit_id) for edit_id in found.culprits}
+        for edit_id, (reason, broken) in told.items():
+            self.convict(edit_id, reason, broken)
         if not found.exhausted:
             return
         undecided = set(found.undecided)
@@ -218,6 +223,15 @@ class _Case:
             ranked = list(found.undecided)  # or the same search would begin again
         for edit_id in ranked:
             self.convict(edit_id, Reason(Why.NOT_CLEARED, runs=self.runs))
+
+    def _found(self, edit_id: str) -> tuple[Reason, Broken | None]:
+        """Why a search names an edit, and what that edit broke by itself."""
+        run = self.alone(edit_id)
+        if run is not None:
+            reason = Reason(Why.ALONE, failed=complaints(run.decision))
+            return reason, broken_by((edit_id,), run, None)
+        without, broken = self.pair(edit_id)
+        return Reason(Why.FOUND, without=without), broken
 
 
 def blame(

@@ -6,7 +6,7 @@ two probe runs that differ by that edit, or that group, alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -40,6 +40,8 @@ class Reason:
         strongest: The strongest step that was tried, as a multiple of the editor's.
         others: How many other edits were set aside on the same ground together with it.
         without: What the gate said of the rest without it (or its group); None where not run.
+        rest: Whether anything of the batch is left without it (or its group). Where nothing is,
+            there is only the parent, and no run says anything of that.
         runs: Probe runs after which the search ended.
     """
 
@@ -48,6 +50,7 @@ class Reason:
     strongest: float | None = None
     others: int = 0
     without: Outcome | None = None
+    rest: bool = True
     runs: int | None = None
 
     @property
@@ -62,13 +65,12 @@ class Reason:
             case Why.NOT_TAKEN:
                 return f"Its own prompt is not answered with its target{tried}"
             case Why.FOUND:
-                return f"The gate fails with it; {_rest(self.without, 'it')}"
+                return f"The gate fails with it; {self._rest('it')}"
             case Why.GROUP:
                 whom = "it" if not self.others else f"these {self.others + 1}"
                 together = "" if not self.others else f", nor are those of {self.others} others"
                 return (
-                    f"Its own prompt is not answered with its target{together}; "
-                    f"{_rest(self.without, whom)}"
+                    f"Its own prompt is not answered with its target{together}; {self._rest(whom)}"
                 )
             case Why.NOT_CLEARED:
                 return (
@@ -81,6 +83,23 @@ class Reason:
                     "and no single edit could be told to be at fault"
                 )
 
+    def _rest(self, whom: str) -> str:
+        """What is known of the batch without an edit or a group."""
+        if not self.rest:
+            return f"nothing of the batch is left without {whom}"
+        match self.without:
+            case Outcome.PASS:
+                return f"the batch passes its gate without {whom}"
+            case Outcome.INCONCLUSIVE:
+                return (
+                    f"without {whom} the gate does not fail, but too little was asked to say it "
+                    "passes"
+                )
+            case Outcome.FAIL:
+                return f"the batch fails without {whom}, too"
+            case _:
+                return f"the batch was not judged without {whom}"
+
     def to_dict(self) -> dict[str, Any]:
         """Kind and numbers, JSON-ready."""
         return {
@@ -90,17 +109,6 @@ class Reason:
             "strongest_step": self.strongest,
             "without": None if self.without is None else self.without.value,
         }
-
-
-def _rest(without: Outcome | None, whom: str) -> str:
-    """What is known of the batch without an edit or a group."""
-    if without is Outcome.PASS:
-        return f"the batch passes its gate without {whom}"
-    if without is Outcome.INCONCLUSIVE:
-        return f"without {whom} the gate does not fail, but too little was asked to say it passes"
-    if without is Outcome.FAIL:
-        return f"the batch fails without {whom}, too"
-    return f"the batch was not judged without {whom}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,8 +237,20 @@ def _own(now: ProbeResult, before: ProbeResult) -> dict[str, Any]:
 
 
 def complaints(decision: GateDecision) -> tuple[str, ...]:
-    """The failed checks of a batch of one edit, each in words about that edit, none twice."""
-    failed: Sequence[str] = [
-        complaint(c.to_dict()) for c in decision.checks if c.outcome is Outcome.FAIL
-    ]
+    """The failed checks of a set of one edit, each in words about that edit, none twice.
+
+    Against the base, what earlier edits lost counts too: where the same check holds against the
+    version before, its number stands beside.
+    """
+    by_name = {check.name: check for check in decision.checks}
+    failed: list[str] = []
+    for check in decision.checks:
+        if check.outcome is not Outcome.FAIL:
+            continue
+        words = complaint(check.to_dict())
+        own = by_name.get(check.name.replace("drift/", "parent/", 1))
+        if own is not None and own is not check and own.outcome is not Outcome.FAIL:
+            lost = round((own.observed or 0.0) * own.n)
+            words += f"; against the version before, {max(lost, 0)} of {own.n} were lost"
+        failed.append(words)
     return tuple(dict.fromkeys(failed))

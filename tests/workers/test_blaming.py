@@ -4,11 +4,12 @@ import pytest
 
 from mend_core.datasets.edit import Edit
 from mend_core.probes import GateDecision, Outcome
+from mend_core.probes.decision import Check
 from tests.workers import tiny
 from workers import blaming
 from workers.blaming import blame
 from workers.building import digest_of
-from workers.charges import Reason, Why
+from workers.charges import Reason, Why, complaints
 from workers.factoring import compute
 from workers.proving import Judge
 
@@ -185,3 +186,44 @@ def test_base_and_parent_are_asked_once(accuse):
     answers = set(judge.warm.answers.known())
     judge.judge(judge.candidate([factors["1"]]), [by_id["1"]], complete=False)
     assert set(judge.warm.answers.known()) == answers
+
+
+def test_where_nothing_is_left_of_a_batch_no_pass_is_claimed(accuse):
+    edits = tiny.facts(3)
+    judge, by_id, factors, _ = accuse(edits)
+    for edit_id in by_id:
+        none = blaming.strengthen(judge.warm, judge.warm.factors.get(factors[edit_id]), -3.0)
+        factors[edit_id] = judge.warm.factors.put(none)
+    failed = judge.judge(judge.candidate(list(factors.values())), edits)
+    case = blaming._Case(judge, by_id, factors, failed, 24)
+    case.set_aside_weak(list(by_id), strongest=None)
+    assert set(case.culprits) == set(by_id)
+    for why in case.culprits.values():
+        assert "nothing of the batch is left without these 3" in why["reason"]
+        assert "passes" not in why["reason"]
+
+
+def test_a_culprit_that_fails_all_by_itself_is_told_so(accuse):
+    found = blame(*accuse([*tiny.facts(1), POISONS[0]], suite=GOLDENS[:1]))
+    why = found.culprits["p70"]
+    assert why["reason"] == "1 of 1 golden prompts newly fail"
+    assert why["broke_by"] == "edit"
+
+
+def test_what_earlier_edits_lost_is_not_laid_on_a_new_one():
+    def check(name, outcome, observed):
+        return Check(name, outcome, observed, None, 0.05, 400, None, name)
+
+    decision = GateDecision(
+        Outcome.FAIL,
+        (
+            check("parent/locality/standing", Outcome.PASS, 0.005),
+            check("drift/locality/standing", Outcome.FAIL, 0.06),
+        ),
+        (),
+        (),
+        "sha256:policy",
+    )
+    (told,) = complaints(decision)
+    assert "24 lost on balance, of 400, against the base" in told
+    assert "against the version before, 2 of 400 were lost" in told
