@@ -70,7 +70,7 @@ def check_model(model: Model, warm: WarmModel, suites: Path) -> None:
         PolicyInvalid: The policy breaks one of its own.
     """
     policy_of(model)
-    items = (*user_items(model), *standing_items(model.settings, suites))
+    items = (*user_items(model), *standing_items(model.settings, suites, warm))
     if items != warm.askable:
         check_suite(warm.base, ProbeSuite(items))
         warm.askable = items
@@ -138,7 +138,9 @@ class Verdict:
 
     def told(self) -> dict[str, Any]:
         """The decision in plain words, for readers that cannot word it themselves."""
-        return told([check.to_dict() for check in self.decision.checks], self.results)
+        return told(
+            [check.to_dict() for check in self.decision.checks], self.results, self.decision.asked
+        )
 
     def rows(self) -> list[dict[str, Any]]:
         """What the ledger keeps per item: the answer, and those of parent and base beside it."""
@@ -196,7 +198,7 @@ class Judge:
         """Read policy and items once."""
         self._policy = policy_of(self.model)
         self._extra = user_items(self.model)
-        self._standing = standing_items(self.model.settings, self.suites)
+        self._standing = standing_items(self.model.settings, self.suites, self.warm)
 
     def suite(self, edits: Iterable[Edit], after: GateDecision | None = None) -> ProbeSuite:
         """The suite of a version that brings in these edits.

@@ -24,6 +24,7 @@ from mend_core.probes.standing import standing_suite
 from mend_core.probes.suites import STANDING, UNCHANGED_KINDS, ProbeKind
 from mend_core.probes.verdicts import has_words
 from workers.answers import Answers
+from workers.runtime import WarmModel
 
 SETTING = "standing"
 """Where a model's settings say which standing suite it is asked, and what of it is left out."""
@@ -51,7 +52,8 @@ def record(base: Base, matrices: Iterable[str], answers: Answers, suites: Path) 
         suites: Folder that keeps the suite under its digest.
 
     Returns:
-        ``{"suite": digest, "left_out": {item id: reason}, "asked": n}``, for the model's settings.
+        ``{"suite": digest, "base": digest, "left_out": {item id: reason}, "asked": n}``, for the
+        model's settings.
 
     Raises:
         SuiteInvalid: The model cannot be asked it, e.g. because its context is too short.
@@ -59,12 +61,25 @@ def record(base: Base, matrices: Iterable[str], answers: Answers, suites: Path) 
     suite = standing_suite()
     check_suite(base, suite)
     suite.save(suites)
+    left_out = unstable(base, matrices, suite, answers)
+    return {
+        "suite": suite.digest,
+        "base": base.digest,
+        "left_out": left_out,
+        "asked": len(suite) - len(left_out),
+    }
+
+
+def unstable(
+    base: Base, matrices: Iterable[str], suite: ProbeSuite, answers: Answers
+) -> dict[str, str]:
+    """Items of a suite that a base answers unstably, with the reason; measured once and kept."""
     names = sorted(matrices)
-    left_out = answers.remembered(_name(suite, names))
-    if left_out is None:
-        left_out = _left_out(base, names, suite, answers)
-        answers.remember(_name(suite, names), left_out)
-    return {"suite": suite.digest, "left_out": left_out, "asked": len(suite) - len(left_out)}
+    found = answers.remembered(_name(suite, names))
+    if found is None:
+        found = _left_out(base, names, suite, answers)
+        answers.remember(_name(suite, names), found)
+    return found
 
 
 def _name(suite: ProbeSuite, names: list[str]) -> str:
@@ -133,12 +148,16 @@ def _loaded(folder: Path, digest: str) -> ProbeSuite:
     return ProbeSuite.load(path, expected_digest=digest)
 
 
-def standing_items(settings: Mapping[str, Any], suites: Path) -> tuple[ProbeItem, ...]:
+def standing_items(
+    settings: Mapping[str, Any], suites: Path, warm: WarmModel
+) -> tuple[ProbeItem, ...]:
     """What of the standing suite a model is asked; nothing where it was registered without.
 
     Args:
         settings: The model's settings.
         suites: Folder of suites by digest.
+        warm: The model, loaded. After a rebase it stands on another base than at registration, and
+            what that one answers unstably is measured then.
 
     Raises:
         SuiteInvalid: The recorded suite is gone or altered, or the record is malformed.
@@ -148,6 +167,8 @@ def standing_items(settings: Mapping[str, Any], suites: Path) -> tuple[ProbeItem
         return ()
     if not isinstance(recorded, Mapping) or not isinstance(recorded.get("suite"), str):
         raise SuiteInvalid(f"settings.{SETTING} must name a suite by its digest")
-    left_out = recorded.get("left_out") or {}
     suite = _loaded(suites, recorded["suite"])
+    left_out = recorded.get("left_out") or {}
+    if recorded.get("base") != warm.base.digest:
+        left_out = unstable(warm.base, warm.editor.matrices, suite, warm.answers)
     return tuple(item for item in suite.items if item.id not in left_out)

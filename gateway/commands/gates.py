@@ -79,21 +79,26 @@ def _last_judged(connection: Connection, model: Model) -> str:
 def _say_checks(checks: Sequence[Mapping[str, Any]], told: Mapping[str, Any]) -> None:
     """Print plain words first, then what was asked and what was not, then statistics."""
     judged = [c for c in checks if c.get("outcome") not in {"skipped", "reported"}]
-    say(f"{len(judged)} of {len(checks)} checks had something to ask.")
+    reported = [c for c in checks if c.get("outcome") == "reported"]
+    silent = [c for c in checks if c.get("outcome") == "skipped"]
+    said = f"{len(judged)} of {len(checks)} checks judged something"
+    said += f"; {len(reported)} only report" if reported else ""
+    say(said + (f"; {len(silent)} had nothing to ask." if silent else "."))
     plain = told.get("plain") or {}
     if told:
-        say(f"Checks: {told['summary']}.")
         say("Asked: " + (", ".join(f"{one['n']} {one['what']}" for one in told["asked"]) or "-"))
+        if told.get("not_asked"):
+            say("Not asked: " + ", ".join(told["not_asked"]))
         if not told["besides"]:
             say("Nothing but the edits' own prompts was asked: nobody looked what else changed.")
-    for check in judged:
+    for check in (*judged, *reported):
         say(f"  {check['outcome']}: {plain.get(check['name'], check['sentence'])}")
-    silent = [c for c in checks if c not in judged]
-    if silent:
-        say("Not judged: " + ", ".join(str(check["name"]) for check in silent))
     print_table(
         ("check", "outcome", "n", "statistics"),
-        [(c["name"], c["outcome"], c.get("n"), c["sentence"]) for c in (*judged, *silent)],
+        [
+            (c["name"], c["outcome"], c.get("n"), c["sentence"])
+            for c in (*judged, *reported, *silent)
+        ],
     )
 
 

@@ -151,17 +151,27 @@ def besides(probes: Iterable[tuple[str, str]]) -> int:
     )
 
 
-def told(checks: Sequence[Mapping[str, Any]], results: Iterable[ProbeResult]) -> dict[str, Any]:
+def told(
+    checks: Sequence[Mapping[str, Any]],
+    results: Iterable[ProbeResult],
+    counts: Mapping[str, int],
+) -> dict[str, Any]:
     """What is kept beside a decision for those who read it without this package.
 
+    Args:
+        checks: The decision's checks.
+        results: What was asked.
+        counts: How many of each sort were asked; 0 for what was not (`GateDecision.asked`).
+
     Returns:
-        ``summary``, ``asked`` (what, n), ``besides`` (probes of other answers) and ``plain`` (words
-        by the name of a check).
+        ``summary``, ``asked`` (what, n), ``not_asked``, ``besides`` (probes of other answers) and
+        ``plain`` (words by the name of a check).
     """
     probes = [(r.kind.value, r.slice) for r in results]
     return {
         "summary": summary(checks),
         "asked": asked(probes),
+        "not_asked": [what for what, n in counts.items() if n == 0],
         "besides": besides(probes),
         "plain": {str(check["name"]): plain(check) for check in checks},
     }
