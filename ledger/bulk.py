@@ -153,12 +153,12 @@ class _Bulk:
         return again
 
     def _held(self, facts: Sequence[str]) -> set[int]:
-        """Places whose fact another edit has, so that a contradiction is possible.
+        """Places whose fact another edit has: a contradiction, or the same request again.
 
         One that only waits is found by COPY itself, unless the new ones wait for approval: those
         are outside the rule that would refuse them.
         """
-        having = "state IN ('claimed', 'applied', 'live')"
+        having = "state IN ('claimed', 'applied', 'live', 'quarantined', 'failed', 'rejected')"
         if self._approval:
             having = f"({having} OR state IN ('submitted', 'queued', 'awaiting_approval'))"
         some = self._conn.execute(

@@ -80,11 +80,13 @@ def submit(
 ) -> Submitted:
     """Accept one request in one round trip.
 
-    * The idempotency key was seen before, or the newest edit of the fact that waits, is in work or
-      live asks for just the same: nothing is added; that edit is returned, `duplicate`.
+    * The idempotency key was seen before, or the newest edit of the fact asks for just the same and
+      waits, is in work, live, set aside or rejected: nothing is added; that edit is returned,
+      `duplicate`.
     * A waiting edit of the same fact is superseded.
-    * An edit of the same fact by somebody else from another source with another target, or a model
-      that asks for approval: the new one waits for a person.
+    * An edit of the same fact with another target by somebody else, or from another named source
+      (not the command line or a file), or a model that asks for approval: the new one waits for a
+      person.
 
     Args:
         conn: The transaction.

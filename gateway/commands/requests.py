@@ -135,11 +135,24 @@ def submit(
         result = _accept(session, chosen.id, parsed, origin=file)
         result["model"] = chosen.name
         result["refused"] = problems
+        result["set_aside"] = _set_aside(session, result)
         if not as_json:
             _say_submitted(result, waiting_follows=wait)
         ids = result["edit_ids"]
         came = _wait(session, ids, timeout) if wait and ids else None
     _say_result(result, came, as_json=as_json)
+
+
+ENDED_BADLY = frozenset({EditState.QUARANTINED, EditState.FAILED, EditState.REJECTED})
+
+
+def _set_aside(session: Session, result: dict[str, Any]) -> int:
+    """How many of the edits that were there already will not be tried again by themselves."""
+    if not result["duplicates"]:
+        return 0
+    with session.transaction() as connection:
+        found = edits.get_many(connection, result["edit_ids"])
+    return sum(edit.state in ENDED_BADLY for edit in found)
 
 
 def _say_result(result: dict[str, Any], came: Summary | None, *, as_json: bool) -> None:
@@ -240,6 +253,11 @@ def _say_submitted(result: dict[str, Any], *, waiting_follows: bool) -> None:
     say(f"{result['accepted']} accepted for {result['model']}" + (f": {span}." if span else "."))
     if result["duplicates"]:
         say(f"{result['duplicates']} had been submitted before; nothing was added for them.")
+    if result["set_aside"]:
+        say(
+            f"{result['set_aside']} of them were set aside or rejected: `mend show ID` says why, "
+            "`mend redrive ID` tries again."
+        )
     if result["superseded"]:
         say(f"{result['superseded']} waiting for the same fact were superseded.")
     if result["awaiting_approval"]:

@@ -51,11 +51,13 @@ BEGIN
             RETURN;
         END IF;
     END IF;
-    -- The same again is no second edit, unless something else was asked of the fact meanwhile.
+    -- The same again is no second edit, unless something else was asked of the fact meanwhile. What
+    -- was set aside or rejected is not tried again by being sent again: a person says so.
     IF p_key IS NULL THEN
         SELECT e.id, e.state, edit_content(e) = content INTO new_id, new_state, same FROM edits AS e
          WHERE e.model_id = p_model AND e.fact_key = p_fact::uuid
-           AND e.state IN ('submitted', 'queued', 'awaiting_approval', 'claimed', 'applied', 'live')
+           AND e.state IN ('submitted', 'queued', 'awaiting_approval', 'claimed', 'applied', 'live',
+                           'quarantined', 'failed', 'rejected')
          ORDER BY e.id DESC LIMIT 1;
         IF FOUND AND same THEN
             RETURN QUERY SELECT new_id, true, new_state, '{}'::bigint[], NULL::bigint;
@@ -65,10 +67,12 @@ BEGIN
     IF p_expires_at <= clock_timestamp() THEN
         RAISE EXCEPTION 'expires_at % is already past', p_expires_at USING ERRCODE = 'MD400';
     END IF;
-    -- Correcting oneself needs nobody else, and neither does a named source that corrects itself.
-    SELECT max(e.id) FILTER (WHERE e.submitted_by <> p_actor
-                               AND (e.source <> p_source
-                                    OR p_source ~ '^(cli|file|pipe|manual)(:|$)')
+    -- Correcting oneself needs nobody else, whatever way it is sent. Another person does, whatever
+    -- source they name; and so do two named sources that say different things.
+    SELECT max(e.id) FILTER (WHERE (e.submitted_by <> p_actor
+                                    OR (e.source <> p_source
+                                        AND e.source !~ '^(cli|file|pipe|manual)(:|$)'
+                                        AND p_source !~ '^(cli|file|pipe|manual)(:|$)'))
                                AND lower(btrim(e.target)) <> lower(btrim(p_target))),
            coalesce(bool_or(e.state IN ('submitted', 'queued')), false)
       INTO rival, waits FROM edits AS e

@@ -57,6 +57,36 @@ def test_ids_follow_the_order_of_the_requests(desk):
     ]
 
 
+@pytest.mark.parametrize("bulk", [False, True])
+def test_what_was_set_aside_is_not_tried_again_by_being_sent_again(desk, bulk):
+    first = desk.submit("Fact 9 is", "old").edit_id
+    desk.do(edits.cancel, first, actor="ann", reason="typo")
+    again = desk.submit("Fact 9 is", "old").edit_id
+    assert again != first  # withdrawn on purpose, asked for on purpose
+    lease = desk.lease()
+    batch = desk.claim(lease).batch.id
+    desk.do(queue.quarantine, lease, batch, {again: {"reason": "it broke"}}, actor="worker")
+    assert desk.state(again) == "quarantined"
+    request = EditRequest(prompt="Fact 9 is", target="old")
+    if bulk:
+        done = many(desk, request, EditRequest(prompt="Fact 8 is", target="new"))
+        assert (done.accepted, done.duplicates, done.edit_ids[0]) == (1, 1, again)
+    else:
+        done = desk.do(edits.submit, desk.model_id, request, actor="ann")
+        assert (done.duplicate, done.edit_id, done.state) == (True, again, "quarantined")
+
+
+def test_another_person_does_not_replace_a_fact_by_naming_its_source(desk):
+    desk.submit(target="Glorbia", source="wiki")
+    request = EditRequest(prompt=desk_prompt(desk), target="Norbia", source="wiki")
+    assert desk.do(edits.submit, desk.model_id, request, actor="bob").state == "awaiting_approval"
+
+
+def test_two_named_sources_that_disagree_wait_for_a_person(desk):
+    desk.submit(target="Glorbia", source="wiki")
+    assert desk.submit(target="Norbia", source="crm").state == "awaiting_approval"
+
+
 def desk_prompt(desk):
     return desk.do(edits.list_edits)[0].prompt
 

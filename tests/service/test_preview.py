@@ -64,7 +64,7 @@ def request(fact, **fields):
 def look(service, requests):
     session = Session(service.engine, service.url, service.home)
     model = service.do(lambda c: models.get(c, service.model.id))
-    return previews.preview(session, model, requests, actor="ann")
+    return previews.preview(session, model, requests, actor="test")
 
 
 def test_each_fate_is_told_and_nothing_is_written(ready):
