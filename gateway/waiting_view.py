@@ -172,8 +172,12 @@ SHOWN = 2
 
 def _show_answer(name: str, answer: Answer) -> None:
     mark = "ok" if answer.good else "NO"
-    before, after = fitted(answer.before, ANSWER), fitted(answer.after, ANSWER)
+    before, after = fitted(_said(answer.before), ANSWER), fitted(_said(answer.after), ANSWER)
     say(f"  {mark} {name:<10} {before} → {after}".rstrip())
+
+
+def _said(answer: str) -> str:
+    return answer if answer.strip() else "(no answer)"
 
 
 def _show_many(edits: Sequence[EditSummary]) -> None:
@@ -213,7 +217,8 @@ def _show_elsewhere(summary: Summary) -> None:
     )
     for answer in summary.broken[:BROKEN_SHOWN]:
         say(f"  NO {fitted(answer.prompt, WIDTH - 5).rstrip()}")
-        say(f"     {fitted(answer.before, 34)} → {fitted(answer.after, 34)}".rstrip())
+        before, after = _said(answer.before), _said(answer.after)
+        say(f"     {fitted(before, 34)} → {fitted(after, 34)}".rstrip())
     if len(summary.broken) > BROKEN_SHOWN:
         more = len(summary.broken) - BROKEN_SHOWN
         say(f"  and {more} more: mend report {summary.versions[-1]}")
