@@ -49,7 +49,7 @@ class Tally:
     """What a run saw."""
 
     faults: Counter[str] = field(default_factory=Counter)
-    accepted: list[int] = field(default_factory=list)
+    accepted: set[int] = field(default_factory=set)
     findings: list[str] = field(default_factory=list)
     rebuilt: int = 0
 
@@ -287,9 +287,9 @@ class Chaos:
             self.tally.faults[kind] += 1
             if kind.endswith("_at_point") or kind == "disk_full":
                 self.kinds[kind]()
-                self.tally.accepted += self.service.submit(batch)
+                self.tally.accepted.update(self.service.submit(batch))
             else:
-                self.tally.accepted += self.service.submit(batch)
+                self.tally.accepted.update(self.service.submit(batch))
                 time.sleep(self.random.uniform(0, 0.5))
                 self.kinds[kind]()
             self._settle(kind)
@@ -350,13 +350,15 @@ class Chaos:
 
     def summary(self, seed: int, seconds: float) -> dict[str, Any]:
         """The line a run ends with."""
-        states = Counter(self.service.states(self.tally.accepted).values())
+        states = Counter(self.service.states(sorted(self.tally.accepted)).values())
         production = self.service.do(
             lambda c: versions.live_set(c, versions.find(c, self.service.model.id, "production").id)
         )
         in_set = Counter(m.edit_id for m in production)
         live = {
-            i for i, s in self.service.states(self.tally.accepted).items() if s is EditState.LIVE
+            i
+            for i, s in self.service.states(sorted(self.tally.accepted)).items()
+            if s is EditState.LIVE
         }
         ended = sum(
             states[s]
