@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from mend_core.models.overlay import Overlay
 from mend_core.models.prefix import PrefixCache, forward
 from mend_core.probes.asking import Asked, batches, encode_suite, window
 from mend_core.probes.decode import Stops, Trace, Track, go_on, kept_logits, trace
+from mend_core.probes.reading import TextSum, filled
 from mend_core.probes.results import ProbeResult, question
 from mend_core.probes.suites import (
     GOLDEN_KINDS,
@@ -49,9 +50,6 @@ WINDOW = 128
 
 NOTHING = Trace((), (), finite=True)
 """The trace of an item that expects no text."""
-
-TEXT_TOKENS = 512
-"""Tokens of text per forward pass: their logits over the whole vocabulary are kept twice for KL."""
 
 
 class Scorer:
@@ -421,8 +419,8 @@ class Scorer:
             for at in range(0, len(asked.prompt), WINDOW)
             if len(asked.prompt[at : at + WINDOW]) > 1
         ]
-        sums = {asked.item.id: _TextSum() for asked in texts}
-        for batch in _filled(windows):
+        sums = {asked.item.id: TextSum() for asked in texts}
+        for batch in filled(windows):
             safe_point()
             tracks = [track for _, track in batch]
             target = torch.tensor([token for t in tracks for token in t.continuation])
@@ -439,7 +437,10 @@ class Scorer:
                 span = slice(at, at + len(track.continuation))
                 sums[item_id].add(drift[span], loss[span], fine[span])
                 at = span.stop
-        return [sums[asked.item.id].result(asked.item, base_run=weights is None) for asked in texts]
+        return [
+            _text_result(asked.item, sums[asked.item.id], base_run=weights is None)
+            for asked in texts
+        ]
 
     def _log_probabilities(self, tracks: Sequence[Track], prefix: PrefixCache | None) -> Tensor:
         """Log-probabilities (tokens, vocabulary) fp32 of the windows' continuations."""
@@ -459,43 +460,15 @@ def score(
     return Scorer(base, suite, prefix=prefix, reference=reference).score(weights, drafts=drafts)
 
 
-def _filled(windows: Sequence[tuple[str, Track]]) -> Iterator[list[tuple[str, Track]]]:
-    """Windows of like length together, as many as `TEXT_TOKENS` allows, padding included."""
-    batch: list[tuple[str, Track]] = []
-    for item_id, track in sorted(windows, key=lambda pair: (-len(pair[1].continuation), pair[0])):
-        longest = batch[0][1] if batch else track
-        if batch and (len(batch) + 1) * (len(longest.continuation) + 1) > TEXT_TOKENS:
-            yield batch
-            batch = []
-        batch.append((item_id, track))
-    if batch:
-        yield batch
-
-
-@dataclass(slots=True)
-class _TextSum:
-    """Loss and drift of one text, window by window."""
-
-    tokens: int = 0
-    nll: float = 0.0
-    drift: float = 0.0
-    finite: bool = True
-
-    def add(self, drift: Tensor, loss: Tensor, fine: Tensor) -> None:
-        self.tokens += len(loss)
-        self.nll += float(loss.sum())
-        self.drift += float(drift.sum())
-        self.finite = self.finite and bool(fine.all())
-
-    def result(self, item: ProbeItem, *, base_run: bool) -> ProbeResult:
-        result = _blank(item, "", (), self.finite)
-        if not self.finite:
-            return replace(result, tokens=self.tokens)
-        if not self.tokens:
-            return replace(result, passed=True)
-        # Rounding may leave -1e-9; the base differs from itself by nothing.
-        kl = 0.0 if base_run else max(0.0, self.drift / self.tokens)
-        return replace(result, passed=True, tokens=self.tokens, nll=self.nll, kl=kl)
+def _text_result(item: ProbeItem, read: TextSum, *, base_run: bool) -> ProbeResult:
+    result = _blank(item, "", (), read.finite)
+    if not read.finite:
+        return replace(result, tokens=read.tokens)
+    if not read.tokens:
+        return replace(result, passed=True)
+    # Rounding may leave -1e-9; the base differs from itself by nothing.
+    kl = 0.0 if base_run else max(0.0, read.drift / read.tokens)
+    return replace(result, passed=True, tokens=read.tokens, nll=read.nll, kl=kl)
 
 
 def _blank(item: ProbeItem, answer: str, tokens: tuple[int, ...], finite: bool) -> ProbeResult:

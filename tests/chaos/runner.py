@@ -350,7 +350,8 @@ class Chaos:
 
     def summary(self, seed: int, seconds: float) -> dict[str, Any]:
         """The line a run ends with."""
-        states = Counter(self.service.states(sorted(self.tally.accepted)).values())
+        found = self.service.states(sorted(self.tally.accepted))
+        states = Counter(found.values())
         production = self.service.do(
             lambda c: versions.live_set(c, versions.find(c, self.service.model.id, "production").id)
         )
