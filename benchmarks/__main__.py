@@ -7,6 +7,10 @@ import signal
 import sys
 
 from benchmarks import NAMES
+from mend_core.errors import MendError
+
+REFUSED = 2
+"""Exit code where what was given cannot be used."""
 
 INTERRUPTED = 128 + signal.SIGINT
 """Exit code after Ctrl-C, as shells give it."""
@@ -21,6 +25,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0 if words[:1] in (["-h"], ["--help"]) else 2
     try:
         code: int = importlib.import_module(f"benchmarks.{words[0]}").main(words[1:])
+    except MendError as error:
+        print(f"error: benchmark {words[0]}: {error}", file=sys.stderr)
+        return REFUSED
     except KeyboardInterrupt:
         print(f"\nbenchmark {words[0]}: stopped before its end", file=sys.stderr)
         return INTERRUPTED

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from mend_core.arguments import count
 from mend_core.probes import Outcome, ProbeKind, ProbeResult, Update, decide, load_policy
 from mend_core.probes.neighbours import BUDGET, EACH
 from mend_core.probes.policy import Policy
@@ -115,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the table, or JSON."""
     parser = argparse.ArgumentParser(prog="mend bench gate", description=__doc__)
     parser.add_argument("--policy", default="default", help="default, strict, demo or a YAML file")
-    parser.add_argument("--draws", type=int, default=1000, help="versions drawn a line")
+    parser.add_argument("--draws", type=count, default=1000, help="versions drawn a line")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)

@@ -40,8 +40,13 @@ FIELDS: dict[str, tuple[type, str]] = {
     "max_new_tokens": (int, "a whole number"),
 }
 
-BUILT = re.compile(r"(edit|retained):.*|(paraphrase|locality|portability):.*:\d+", re.DOTALL)
-"""Ids of the items that every version's suite gets from its edits."""
+BUILT = re.compile(
+    r"(edit|retained|neighbour|standing):.*|(paraphrase|locality|portability):.*:\d+", re.DOTALL
+)
+"""Ids of the items that every version's suite gets without being asked."""
+
+RESERVED = re.compile(r"(neighbour|standing)/.*|standing|retained|new", re.DOTALL)
+"""Slices that the service fills itself: another item in one would thin out what they show."""
 
 TEXT_LIMIT = 100_000
 TOKENS_LIMIT = 512
@@ -99,6 +104,8 @@ def _wrong_value(item: dict[str, Any]) -> str | None:
         return f"kind {item['kind']!r} is unknown; there are {', '.join(sorted(KINDS))}"
     if BUILT.fullmatch(item["id"]):
         return "ids of this form are given to the probes built from edits; choose another"
+    if RESERVED.fullmatch(item.get("slice", "all")):
+        return f"slice {item['slice']!r} is filled by the service itself; choose another name"
     if len(item["prompt"]) > TEXT_LIMIT:
         return f"field 'prompt' has {len(item['prompt'])} characters; at most {TEXT_LIMIT}"
     if not 0 <= item.get("max_new_tokens", 0) <= TOKENS_LIMIT:

@@ -38,6 +38,7 @@ from mend_core.probes.neighbours import neighbours
 from mend_core.probes.policy import DEFAULT
 from mend_core.probes.results import question
 from mend_core.probes.scoring import Scorer
+from mend_core.probes.suites import refuse_reserved
 from mend_core.probes.wording import told
 from workers.building import Built, build, digest_of
 from workers.progress import Tell
@@ -59,7 +60,9 @@ def user_items(model: Model) -> tuple[ProbeItem, ...]:
     records = model.settings.get("suite", ())
     if not isinstance(records, (list, tuple)):
         raise SuiteInvalid(f"model {model.name}: settings.suite must be a list of probe items")
-    return tuple(ProbeItem.from_dict(record) for record in records)
+    items = tuple(ProbeItem.from_dict(record) for record in records)
+    refuse_reserved(items)
+    return items
 
 
 def check_model(model: Model, warm: WarmModel, suites: Path) -> None:

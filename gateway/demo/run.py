@@ -35,6 +35,14 @@ PACK = Path(__file__).with_name("pack.jsonl")
 SHOWN_PROMPTS = 3
 """Prompts asked again before and after the rollback."""
 
+RINGS = {
+    "neighbour/given": "locality prompts of the pack",
+    "neighbour/relation": "the same statements about other subjects",
+    "neighbour/subject": "other statements about the edited subjects",
+    "standing": "everyday answers",
+}
+"""What must stay, in the words a person reads."""
+
 TIMEOUT_SECONDS = 1200.0
 ASK_TOKENS = 12
 
@@ -96,6 +104,7 @@ class Outcome:
             "generality_forced": forced.get("generality"),
             "locality_forced": forced.get("locality"),
             "perplexity_ratio": self.scores.get("perplexity_ratio"),
+            "rings": self.scores.get("rings"),
             "by_default": self.by_default,
             "rolled_back": self.rolled_back,
             "seconds": round(self.seconds, 1),
@@ -396,12 +405,15 @@ class Demo:
         for name, word in (
             ("edit_success", "edits answered as asked"),
             ("generality", "paraphrases following"),
-            ("locality", "other answers unchanged"),
         ):
             self._say(
                 f"  {word}: {_percent(free.get(name))} free-running, "
                 f"{_percent(forced.get(name))} teacher-forced tokens"
             )
+        for ring, word in RINGS.items():
+            rate = self.outcome.scores.get("rings", {}).get(ring)
+            if rate:
+                self._say(f"  {word}: {rate['successes']} of {rate['n']} unchanged")
 
 
 def _took(answer: dict[str, Any]) -> bool:

@@ -18,7 +18,7 @@ from mend_core.probes.page_answers import (
 )
 from mend_core.probes.page_parts import STYLE, WORDS, Record, escaped, mark, number, share, table
 from mend_core.probes.plots import Interval, losses_plot, shares_plot
-from mend_core.probes.wording import besides, plain, summary
+from mend_core.probes.wording import RING_WORDS, besides, plain, summary
 
 
 def report_html(report: Record) -> str:
@@ -126,10 +126,15 @@ def _summary(report: Record) -> str:
         for kind, words in (
             ("edit", "of new edits answered"),
             ("paraphrase", "of their paraphrases answered"),
-            ("locality", "of neighbours unchanged from the base"),
             ("protected", "of protected answers unchanged"),
         )
         if rates.get(kind, {}).get("n")
+    ]
+    rings = report["scores"]["version"].get("rings", {})
+    tiles += [
+        f"<div><b>{share(rate['value'])}</b>of {escaped(RING_WORDS[ring])} unchanged"
+        f'<br><span class="dim">{_interval(rate)}, n = {rate["n"]}</span></div>'
+        for ring, rate in rings.items()
     ]
     n = besides((i["kind"], i["slice"]) for i in report["items"])
     if n:

@@ -14,12 +14,17 @@ from typing import Any, Self
 from mend_core.errors import SuiteInvalid
 from mend_core.probes.statistics import wilson_interval
 from mend_core.probes.suites import (
+    GIVEN_SLICE,
     GOLDEN_KINDS,
+    RELATION_SLICE,
     RETAINED_SLICE,
+    STANDING,
+    SUBJECT_SLICE,
     TARGET_KINDS,
     Compare,
     ProbeItem,
     ProbeKind,
+    is_standing,
 )
 
 CONFIDENCE_DEFAULT = 0.95
@@ -166,7 +171,11 @@ class Scores:
         forced_token: Teacher-forced, mean token accuracy (what most papers print).
         forced_exact: Teacher-forced, whole answer right.
         free: Free-running greedy answers, the ones a user would see.
-        rates: Free-running rate with interval per kind, e.g. "paraphrase".
+        rates: Free-running rate with interval per kind, e.g. "paraphrase". Locality, here and in
+            the families, is of the prompts that people gave: pooled with hundreds of everyday
+            answers, it would look well wherever most of what was asked is far away.
+        rings: Free-running rate of what must stay, ring by ring: "neighbour/given",
+            "neighbour/relation", "neighbour/subject", "standing".
         rates_forced: Teacher-forced exact rate with interval per kind.
         slices: Free-running rate per "kind/slice".
         perplexity: exp of the token-weighted mean loss over perplexity items.
@@ -181,6 +190,7 @@ class Scores:
     rates: dict[str, Rate]
     rates_forced: dict[str, Rate]
     slices: dict[str, Rate]
+    rings: dict[str, Rate]
     perplexity: float | None
     perplexity_ratio: float | None
     kl: float | None
@@ -195,6 +205,7 @@ class Scores:
             "rates": {name: rate.to_dict() for name, rate in self.rates.items()},
             "rates_forced": {name: rate.to_dict() for name, rate in self.rates_forced.items()},
             "slices": {name: rate.to_dict() for name, rate in self.slices.items()},
+            "rings": {name: rate.to_dict() for name, rate in self.rings.items()},
             "perplexity": _finite(self.perplexity),
             "perplexity_ratio": _finite(self.perplexity_ratio),
             "kl": _finite(self.kl),
@@ -219,7 +230,7 @@ def summarise(
     Raises:
         SuiteInvalid: The reference lacks a perplexity item.
     """
-    current = [r for r in results if r.slice != RETAINED_SLICE]
+    current = [r for r in results if r.slice != RETAINED_SLICE and not _made_by_rule(r)]
     texts = [r for r in results if r.kind is ProbeKind.PERPLEXITY]
     ppl = perplexity(texts)
     ratio: float | None = None
@@ -251,11 +262,31 @@ def summarise(
             )
             for kind, name in names
         },
+        rings={
+            ring: Rate.of(r.passed for r in found)
+            for ring in RINGS
+            if (found := [r for r in results if _ring(r) == ring])
+        },
         perplexity=ppl,
         perplexity_ratio=ratio,
         kl=mean_kl(texts),
         not_finite=sum(not r.finite for r in results),
     )
+
+
+RINGS = (GIVEN_SLICE, RELATION_SLICE, SUBJECT_SLICE, STANDING)
+"""What must stay, from what a person gave and what lies near the edits to everyday answers."""
+
+
+def _ring(result: ProbeResult) -> str | None:
+    if result.kind is not ProbeKind.LOCALITY:
+        return None
+    return STANDING if is_standing(result.slice) else result.slice
+
+
+def _made_by_rule(result: ProbeResult) -> bool:
+    """Whether an item was made by the service, not given by a person."""
+    return _ring(result) in {RELATION_SLICE, SUBJECT_SLICE, STANDING}
 
 
 def _family(results: Sequence[ProbeResult], value: Callable[[ProbeResult], float | None]) -> Family:

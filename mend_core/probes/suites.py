@@ -364,6 +364,25 @@ def _read_item(line: str) -> ProbeItem:
     return ProbeItem.from_dict(record)
 
 
+_RESERVED = re.compile(r"(neighbour|standing)/.*|standing|retained|new", re.DOTALL)
+
+
+def refuse_reserved(items: Iterable[ProbeItem]) -> None:
+    """Refuse items of a person's own that stand in a slice the service fills itself.
+
+    An item that never breaks would thin out the losses of the ring it stands in.
+
+    Raises:
+        SuiteInvalid: One does.
+    """
+    for item in items:
+        if _RESERVED.fullmatch(item.slice):
+            raise SuiteInvalid(
+                f"probe item {item.id!r}: slice {item.slice!r} is filled by the service itself; "
+                "choose another name"
+            )
+
+
 def normalise(prompt: str) -> str:
     """A prompt for comparison: case and runs of white space do not matter."""
     return re.sub(r"\s+", " ", prompt).strip().casefold()

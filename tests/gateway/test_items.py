@@ -8,6 +8,7 @@ from gateway.items import BUILT, FIELDS, KINDS, parse_items, problem_of
 from mend_core.datasets.edit import Edit, PromptAnswer
 from mend_core.errors import SuiteInvalid
 from mend_core.probes import ProbeItem, build_suite
+from mend_core.probes.suites import refuse_reserved
 from service.errors import UserError
 
 TEXTS = st.sampled_from(["", " ", "Water is", "x" * 100_001, "edit:1", "locality:1:0", "mine"])
@@ -71,3 +72,17 @@ def test_a_bad_line_is_named(text, says):
 def test_a_line_ends_only_at_a_line_feed():
     [item] = parse_items('{"id": "a", "kind": "health", "prompt": "one\u2028two"}\n', "s")
     assert item["prompt"] == "one\u2028two"
+
+
+@pytest.mark.parametrize("name", ["standing", "standing/mine", "neighbour/relation", "new"])
+def test_nobody_thins_out_a_ring_that_the_service_fills(name):
+    item = {"id": "mine", "kind": "locality", "prompt": "The sky is", "slice": name}
+    assert "filled by the service itself" in problem_of(item)
+    with pytest.raises(SuiteInvalid, match="filled by the service itself"):
+        refuse_reserved([ProbeItem.from_dict(item)])
+
+
+def test_ids_of_the_standing_suite_are_taken():
+    for taken in ("standing:animals:00", "neighbour:subject:1:00"):
+        item = {"id": taken, "kind": "locality", "prompt": "The sky is"}
+        assert "choose another" in problem_of(item)

@@ -16,6 +16,7 @@ from mend_core.factors import version_digest
 from mend_core.models import load_base
 from mend_core.probes import ProbeItem, ProbeSuite, load_policy, parse_policy
 from mend_core.probes.asking import check_suite
+from mend_core.probes.suites import refuse_reserved
 from workers import editors, standing
 from workers.context import Context
 from workers.jobs.payload import field
@@ -68,6 +69,7 @@ def register(context: Context, job: Job) -> Mapping[str, Any]:
         else load_policy(field(job, "policy", str, "default"))
     )
     items = [ProbeItem.from_dict(record) for record in job.payload.get("suite") or ()]
+    refuse_reserved(items)
     settings = dict(job.payload.get("settings") or {})
     if items:
         settings["suite"] = [item.to_dict() for item in items]

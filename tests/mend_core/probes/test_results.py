@@ -82,3 +82,23 @@ def test_rates_have_wilson_intervals_or_nothing():
 def test_runs_on_different_suites_cannot_be_paired():
     with pytest.raises(SuiteInvalid, match="2 missing"):
         pair_up(run("locality", [True] * 3), run("locality", [True]))
+
+
+def test_everyday_answers_do_not_thin_out_what_lies_near():
+    results = [
+        *run("edit", [True]),
+        *run("paraphrase", [True]),
+        *run("locality", [True, False], prefix="g", slice="neighbour/given"),
+        *run("locality", [True] + [False] * 11, prefix="s", slice="neighbour/subject"),
+        *run("locality", [True] * 200, prefix="e", slice="standing/animals"),
+        *run("locality", [True] * 200, prefix="f", slice="standing/food"),
+    ]
+    scores = summarise(results)
+    assert scores.free.locality == 0.5
+    assert scores.rates["locality"].n == 2
+    assert {ring: (r.successes, r.n) for ring, r in scores.rings.items()} == {
+        "neighbour/given": (1, 2),
+        "neighbour/subject": (1, 12),
+        "standing": (400, 400),
+    }
+    assert scores.to_dict()["rings"]["neighbour/subject"]["n"] == 12
