@@ -220,7 +220,7 @@ class Judge:
         if self._standing:
             extra += neighbours(new)
             extra += self._standing if after is None else worth_searching(self._standing, after)
-        return build_suite(new, extra, retained=retained)
+        return build_suite(new, extra, retained=retained, compare="lead")
 
     def candidate(self, adds: Sequence[str]) -> Built:
         """The version parent + adds - removes, in memory."""

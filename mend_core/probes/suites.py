@@ -393,6 +393,7 @@ def build_suite(
     extra: Iterable[ProbeItem] = (),
     *,
     retained: Iterable[Edit] = (),
+    compare: Compare = "whole",
 ) -> ProbeSuite:
     """Build a version's suite from its edits and the user's own items.
 
@@ -407,6 +408,8 @@ def build_suite(
         edits: Edits that are new in the version.
         extra: The user's own items, and those of a general suite.
         retained: Edits of the parent that are asked again; see `sample_edits`.
+        compare: How answers to the edits' locality prompts are compared. Benchmarks compare whole
+            answers, as published tables do.
 
     Raises:
         SuiteInvalid: Duplicate ids, or an item breaks a rule of its kind.
@@ -419,7 +422,7 @@ def build_suite(
     changing.update(normalise(text) for edit in new for text in edit.paraphrases)
     items: list[ProbeItem] = []
     for edit in new:
-        items.extend(_items_of(edit))
+        items.extend(_items_of(edit, compare))
     items.extend(
         ProbeItem(
             f"retained:{edit.id}",
@@ -447,7 +450,7 @@ def build_suite(
     return ProbeSuite(tuple(kept))
 
 
-def _items_of(edit: Edit) -> list[ProbeItem]:
+def _items_of(edit: Edit, compare: Compare) -> list[ProbeItem]:
     items = [
         ProbeItem(f"edit:{edit.id}", ProbeKind.EDIT, edit.prompt, (edit.target,), "new", edit.id)
     ]
@@ -465,7 +468,7 @@ def _items_of(edit: Edit) -> list[ProbeItem]:
             (),
             GIVEN_SLICE,
             edit.id,
-            compare="lead",
+            compare=compare,
         )
         for n, pair in enumerate(edit.locality)
     )

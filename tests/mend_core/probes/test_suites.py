@@ -194,3 +194,14 @@ def test_a_given_prompt_never_takes_the_place_of_a_neighbour_made_by_rule():
     )
     slices = [item.slice for item in build_suite([edit], [made]).of(ProbeKind.LOCALITY)]
     assert slices == [RELATION_SLICE]
+
+
+def test_benchmarks_compare_whole_answers_and_the_gate_what_they_say():
+    edit = Edit("1", "The capital of France is", "Lyon", locality=(PromptAnswer("It is"),))
+    ways = {
+        item.compare
+        for way in ("whole", "lead")
+        for item in build_suite([edit], compare=way).of(ProbeKind.LOCALITY)
+    }
+    assert ways == {"whole", "lead"}
+    assert build_suite([edit]).of(ProbeKind.LOCALITY)[0].compare == "whole"
